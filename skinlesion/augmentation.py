@@ -1,0 +1,114 @@
+"""Random transforms of training images, run in batches inside the training step."""
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from skinlesion.config import Augmentation
+
+
+@keras.saving.register_keras_serializable("skinlesion")
+class RandomAffine(keras.layers.Layer):
+    """Rotation, zoom and flips of each image, drawn anew, in a single resampling.
+
+    One resampling instead of one for each transform is faster and blurs the image once only.
+
+    Args:
+        rotation: largest angle in degrees, to either side.
+        zoom: largest relative change of scale; 0.1 draws from 0.9 to 1.1.
+        keep_aspect: one zoom for both axes instead of one for each.
+        flip: mirror left-right and top-bottom, each with probability 1/2.
+        fill_mode: what lies outside the image: `reflect` or `nearest`.
+        seed: of the random draws.
+    """
+
+    def __init__(
+        self,
+        *,
+        rotation: float,
+        zoom: float,
+        keep_aspect: bool,
+        flip: bool,
+        fill_mode: str,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.rotation = rotation
+        self.zoom = zoom
+        self.keep_aspect = keep_aspect
+        self.flip = flip
+        self.fill_mode = fill_mode
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        """Transform a float batch (b, height, width, 3); outside training, return it as it is."""
+        if not training:
+            return images
+        count, height, width = ops.shape(images)[:3]
+        return ops.image.affine_transform(
+            images,
+            self.draw_transforms(count, height, width),
+            interpolation="bilinear",
+            fill_mode=self.fill_mode,
+        )
+
+    def draw_transforms(self, count: int, height: int, width: int) -> Any:
+        """Draw `count` transforms: float (count, 8), rows as `keras.ops.image.affine_transform`.
+
+        Each maps output pixels to input pixels, turning about the centre of the image.
+        """
+        angle = self._uniform(count, self.rotation) * math.pi / 180
+        zoom_y = 1 + self._uniform(count, self.zoom)
+        zoom_x = zoom_y if self.keep_aspect else 1 + self._uniform(count, self.zoom)
+        if self.flip:
+            zoom_x = zoom_x * ops.sign(self._uniform(count, 1.0))
+            zoom_y = zoom_y * ops.sign(self._uniform(count, 1.0))
+        cos, sin = ops.cos(angle), ops.sin(angle)
+        center_x, center_y = (width - 1) / 2, (height - 1) / 2
+        a, b = cos * zoom_x, -sin * zoom_y
+        c, d = sin * zoom_x, cos * zoom_y
+        shift_x = center_x - a * center_x - b * center_y
+        shift_y = center_y - c * center_x - d * center_y
+        nothing = ops.zeros_like(a)
+        return ops.stack([a, b, shift_x, c, d, shift_y, nothing, nothing], axis=1)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor, for saving."""
+        names = ("rotation", "zoom", "keep_aspect", "flip", "fill_mode", "seed")
+        return super().get_config() | {name: getattr(self, name) for name in names}
+
+    def _uniform(self, count: int, largest: float) -> Any:
+        return keras.random.uniform((count,), -largest, largest, seed=self.seed_generator)
+
+
+def make_augmentation(kind: Augmentation, *, seed: int) -> keras.Sequential:
+    """The augmentation of a recipe, as a model from float images in [0, 255] to the same.
+
+    Args:
+        kind: `original`: the ranges of the original's `ImageDataGenerator` (rotation up to 10
+            degrees, zoom up to 10 % on each axis by itself, borders filled with the nearest
+            pixel). `dermatoscopic`: a lesion has no up and no left, so any rotation and flip, a
+            zoom that keeps its shape, and small changes of light; such transforms were common to
+            the best entries of ISIC 2018 (Codella et al., arXiv:1902.03368). `none`.
+        seed: of the random draws.
+    """
+    layers: dict[Augmentation, list[keras.layers.Layer]] = {
+        "original": [
+            RandomAffine(
+                rotation=10, zoom=0.1, keep_aspect=False, flip=False, fill_mode="nearest", seed=seed
+            )
+        ],
+        "dermatoscopic": [
+            RandomAffine(
+                rotation=180, zoom=0.15, keep_aspect=True, flip=True, fill_mode="reflect", seed=seed
+            ),
+            keras.layers.RandomBrightness(0.1, value_range=(0, 255), seed=seed + 1),
+            keras.layers.RandomContrast(0.1, value_range=(0, 255), seed=seed + 2),
+        ],
+        "none": [keras.layers.Identity()],
+    }
+    return keras.Sequential(layers[kind], name="augmentation")

@@ -1,0 +1,248 @@
+"""The command line: arguments to `workflow` calls, no logic."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from skinlesion import __version__
+from skinlesion.config import RECIPES
+from skinlesion.errors import InputError
+from skinlesion.labels import DISCLAIMER
+
+BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+
+EXAMPLE = f"""\
+the usual order:
+  python -m skinlesion sample outputs/sample           a synthetic dataset, to try everything
+  python -m skinlesion copy --data DIR --out images    all images in one folder
+  python -m skinlesion split --data images --out splits.csv
+  python -m skinlesion train --data images --splits splits.csv --run runs/first
+  python -m skinlesion evaluate --data images --run runs/first
+  python -m skinlesion demo --run runs/first           a page in the browser
+
+--data may be left out where the variable HAM10000_DIR is set, on Kaggle with the dataset attached,
+and where it can be downloaded; --weights where the variable SKINLESION_WEIGHTS is set.
+
+{DISCLAIMER}
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0; 2 for bad input, with one line that says what is wrong; 1 for failures.
+    """
+    # TensorFlow reads this when it is imported: without it, warnings bury our own messages.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.run_command(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if arguments.debug:
+            traceback.print_exc()
+        elif isinstance(error, InputError):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            kind = type(error).__name__
+            print(f"error: {kind}: {error} (--debug shows where)", file=sys.stderr)
+        return BAD_INPUT if isinstance(error, InputError) else FAILURE
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets `run_command`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m skinlesion",
+        description="Train, judge and show a skin lesion classifier on HAM10000.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"skinlesion {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_sample(commands)
+    _add_copy(commands)
+    _add_split(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_predict(commands)
+    _add_demo(commands)
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _add_sample(commands: argparse._SubParsersAction) -> None:
+    def run(arguments: argparse.Namespace) -> None:
+        from skinlesion.sample import make_sample
+
+        make_sample(arguments.out, images_per_class=arguments.images_per_class, seed=arguments.seed)
+        print(f"sample: synthetic dataset in {arguments.out}")
+
+    parser = commands.add_parser("sample", help="draw a synthetic dataset, to try the software")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    parser.add_argument("--images-per-class", type=_positive, default=60, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.set_defaults(run_command=run)
+
+
+def _add_copy(commands: argparse._SubParsersAction) -> None:
+    def run(arguments: argparse.Namespace) -> None:
+        from skinlesion import workflow
+
+        workflow.copy(arguments.data, arguments.out)
+
+    parser = commands.add_parser("copy", help="gather the images of both parts in one folder")
+    _add_data(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
+    parser.set_defaults(run_command=run)
+
+
+def _add_split(commands: argparse._SubParsersAction) -> None:
+    def run(arguments: argparse.Namespace) -> None:
+        from skinlesion import workflow
+
+        workflow.split(
+            arguments.data,
+            arguments.out,
+            recipe=arguments.recipe,
+            seed=arguments.seed,
+            fold=arguments.fold,
+        )
+
+    parser = commands.add_parser("split", help="divide the images into train, validation and test")
+    _add_data(parser)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="CSV", help="split file to write"
+    )
+    _add_recipe(parser)
+    parser.add_argument(
+        "--fold", type=_fold, metavar="K/N", help="fold K of N is test, numbered from 1"
+    )
+    parser.set_defaults(run_command=run)
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    def run(arguments: argparse.Namespace) -> None:
+        from skinlesion import workflow
+        from skinlesion.config import make_config
+
+        config = make_config(
+            arguments.recipe,
+            weights=arguments.weights,
+            image_size=arguments.image_size,
+            epochs=arguments.epochs,
+            batch_size=arguments.batch_size,
+            limit=arguments.limit,
+            seed=arguments.seed,
+            deterministic=arguments.deterministic or None,
+        )
+        workflow.train(arguments.data, arguments.run, config, splits=arguments.splits)
+
+    parser = commands.add_parser("train", help="train a model; fills a run directory")
+    _add_data(parser)
+    _add_run(parser, "run directory to make")
+    _add_recipe(parser)
+    parser.add_argument("--splits", type=Path, metavar="CSV", help="split file; default: as recipe")
+    parser.add_argument(
+        "--weights",
+        default=os.environ.get("SKINLESION_WEIGHTS") or None,
+        metavar="imagenet|none|FILE",
+        help="pretrained weights of the backbone (default: SKINLESION_WEIGHTS, else imagenet)",
+    )
+    parser.add_argument("--image-size", type=_positive, nargs=2, metavar=("H", "W"))
+    parser.add_argument("--epochs", type=_positive, metavar="N", help="all phases together")
+    parser.add_argument("--batch-size", type=_positive, metavar="N")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="use N training images only")
+    parser.add_argument("--deterministic", action="store_true", help="repeatable, but slower")
+    parser.set_defaults(run_command=run)
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    def run(arguments: argparse.Namespace) -> None:
+        from skinlesion import workflow
+
+        workflow.evaluate(arguments.run, data=arguments.data)
+
+    parser = commands.add_parser("evaluate", help="test a run: figures with 95 %% intervals, plots")
+    _add_run(parser, "finished run directory")
+    _add_data(parser)
+    parser.set_defaults(run_command=run)
+
+
+def _add_predict(commands: argparse._SubParsersAction) -> None:
+    def run(arguments: argparse.Namespace) -> None:
+        from skinlesion import workflow
+
+        table = workflow.predict(arguments.run, arguments.paths, arguments.out)
+        print(table.to_string(index=False, max_rows=20))
+        print(DISCLAIMER)
+
+    parser = commands.add_parser("predict", help="predict image files or folders of them")
+    _add_run(parser, "run directory or bundle")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="image file or folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="CSV", help="file to write")
+    parser.set_defaults(run_command=run)
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    def run(arguments: argparse.Namespace) -> None:
+        from skinlesion.app import serve
+
+        serve(
+            arguments.run,
+            host=arguments.host,
+            port=arguments.port,
+            share=arguments.share,
+            auth=arguments.auth,
+        )
+
+    parser = commands.add_parser("demo", help="show the model as a page in the browser")
+    _add_run(parser, "run directory or bundle")
+    parser.add_argument("--host", default="127.0.0.1", metavar="H", help="default: 127.0.0.1")
+    parser.add_argument("--port", type=_positive, default=7860, metavar="N", help="default: 7860")
+    parser.add_argument("--share", action="store_true", help="a public link through Gradio")
+    parser.add_argument("--auth", type=_auth, metavar="USER:PASSWORD", help="ask for a login")
+    parser.set_defaults(run_command=run)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the dataset")
+
+
+def _add_run(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--run", type=Path, required=True, metavar="RUN", help=what)
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--recipe", choices=list(RECIPES), default="default", help="default: default"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="default: 42")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def _fold(text: str) -> tuple[int, int]:
+    number, slash, folds = text.partition("/")
+    if not (slash and number.isdecimal() and folds.isdecimal()):
+        raise argparse.ArgumentTypeError(f"must be K/N, such as 1/5, not {text!r}")
+    return int(number), int(folds)
+
+
+def _auth(text: str) -> tuple[str, str]:
+    user, colon, password = text.partition(":")
+    if not (user and colon and password):
+        raise argparse.ArgumentTypeError("must be USER:PASSWORD")
+    return user, password

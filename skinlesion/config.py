@@ -1,0 +1,223 @@
+"""The settings of a run: one frozen, validated table, and the named recipes."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from skinlesion.errors import InputError
+
+Split = Literal["grouped", "original"]
+Resize = Literal["bilinear", "nearest"]
+Preprocessing = Literal["imagenet", "divide_by_255"]
+Augmentation = Literal["dermatoscopic", "original", "none"]
+Schedule = Literal["cosine", "plateau"]
+ClassWeights = Literal["balanced", "none"]
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    if get_origin(hint) is Literal:
+        choices = get_args(hint)
+        _require(value in choices, name, f"one of {', '.join(choices)}", value)
+    elif hint is float:
+        _require(isinstance(value, int | float), name, "a number", value)
+    elif hint is int:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        _require(whole, name, "a whole number", value)
+    elif hint is bool or hint is str:
+        _require(isinstance(value, hint), name, f"a {hint.__name__}", value)
+
+
+def _require(holds: bool, name: str, what: str, value: Any) -> None:
+    if not holds:
+        raise InputError(f"setting {name} must be {what}. Received: {name}={value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides how a model is trained.
+
+    Attributes:
+        recipe: name of the recipe these settings started from.
+        split: `grouped` keeps all images of a lesion together; `original` splits image by image.
+        seed: seed of the split, the initial weights, the order of images and the augmentation.
+        weights: `imagenet`, `none`, or the path of a weights file.
+        image_size: (height, width) of the network's input in pixels.
+        resize: how images are brought to `image_size`.
+        preprocessing: `imagenet` is what the ImageNet weights were trained with (BGR, channel
+            means subtracted); `divide_by_255` is what the original did.
+        augmentation: which random transforms training images go through.
+        batch_size: images in a training step.
+        epochs: all epochs together.
+        frozen_share: of these, the share that trains only the layers that were not pretrained.
+        head_learning_rate: Adam's rate while nothing pretrained is trained.
+        learning_rate: Adam's rate once pretrained layers are trained too.
+        fine_tune_from: name of the first ResNet50 stage that fine-tuning trains (`conv1` to
+            `conv5`); earlier pretrained stages stay as they are.
+        train_batch_norm: whether pretrained BatchNorm layers are trained too.
+        batch_norm_momentum: of the BatchNorm layers that were not pretrained.
+        class_weights: `balanced` weighs each class by the inverse of its frequency, in training
+            and in the validation loss, so that every class counts the same.
+        schedule: `cosine` warms up and decays to zero in each phase; `plateau` lowers the rate
+            when `plateau_monitor` stands still.
+        plateau_monitor: quantity that `plateau` watches.
+        plateau_patience: epochs without progress before the rate is lowered.
+        plateau_factor: what the rate is multiplied by.
+        plateau_min_rate: the floor under the rate.
+        early_stopping_patience: epochs without a better validation loss before training stops.
+        limit: train on at most this many training images (None: all).
+        deterministic: same numbers from run to run on one machine, at some cost in speed.
+    """
+
+    recipe: str
+    split: Split
+    seed: int = 42
+    weights: str = "imagenet"
+    image_size: tuple[int, int] = (224, 224)
+    resize: Resize
+    preprocessing: Preprocessing
+    augmentation: Augmentation
+    batch_size: int = 32
+    epochs: int
+    frozen_share: float
+    head_learning_rate: float
+    learning_rate: float
+    fine_tune_from: str
+    train_batch_norm: bool
+    batch_norm_momentum: float
+    class_weights: ClassWeights
+    schedule: Schedule
+    plateau_monitor: str = "val_loss"
+    plateau_patience: int = 2
+    plateau_factor: float = 0.5
+    plateau_min_rate: float = 1e-6
+    early_stopping_patience: int
+    limit: int | None = None
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", tuple(self.image_size))
+        for name, hint in get_type_hints(Config).items():
+            _check_type(name, getattr(self, name), hint)
+        for name in ("batch_size", "epochs", "early_stopping_patience", "head_learning_rate"):
+            _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
+        _require(self.learning_rate > 0, "learning_rate", "above 0", self.learning_rate)
+        _require(0 <= self.frozen_share <= 1, "frozen_share", "0 to 1", self.frozen_share)
+        _require(self.seed >= 0, "seed", "0 or more", self.seed)
+        _require(self.limit is None or self.limit > 0, "limit", "above 0", self.limit)
+        _require(
+            0 < self.batch_norm_momentum < 1,
+            "batch_norm_momentum",
+            "between 0 and 1",
+            self.batch_norm_momentum,
+        )
+        _require(
+            len(self.image_size) == 2 and min(self.image_size) > 0,
+            "image_size",
+            "two numbers of pixels, height and width",
+            self.image_size,
+        )
+        _require(
+            self.fine_tune_from in STAGES,
+            "fine_tune_from",
+            f"one of {', '.join(STAGES)}",
+            self.fine_tune_from,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON-ready values."""
+        return dataclasses.asdict(self) | {"image_size": list(self.image_size)}
+
+
+STAGES = ("conv1", "conv2", "conv3", "conv4", "conv5")
+"""The stages of ResNet50, in Keras' own layer names. He et al., arXiv:1512.03385, table 1."""
+
+RECIPES = {
+    # To the letter what the Kaggle notebook does that this project replaces, so that anyone can
+    # see what was wrong with it: lesions shared between splits, preprocessing that the weights do
+    # not know, a schedule whose floor equals the starting rate, accuracy on unbalanced classes.
+    "original": Config(
+        recipe="original",
+        split="original",
+        resize="nearest",
+        preprocessing="divide_by_255",
+        augmentation="original",
+        epochs=8,
+        frozen_share=0.0,
+        head_learning_rate=1e-4,
+        learning_rate=1e-4,
+        fine_tune_from="conv1",
+        train_batch_norm=True,
+        batch_norm_momentum=0.99,
+        class_weights="none",
+        schedule="plateau",
+        plateau_monitor="val_accuracy",
+        plateau_patience=4,
+        plateau_factor=0.5,
+        plateau_min_rate=1e-4,
+        early_stopping_patience=3,
+    ),
+    # Freeze, train the rest, then fine-tune the upper stages at a low rate with BatchNorm in
+    # inference mode: https://keras.io/guides/transfer_learning/. Lower stages hold general edges
+    # and colours: Yosinski et al., arXiv:1411.1792.
+    "default": Config(
+        recipe="default",
+        split="grouped",
+        resize="bilinear",
+        preprocessing="imagenet",
+        augmentation="dermatoscopic",
+        epochs=20,
+        frozen_share=0.25,
+        head_learning_rate=1e-3,
+        learning_rate=1e-4,
+        fine_tune_from="conv3",
+        train_batch_norm=False,
+        batch_norm_momentum=0.9,
+        class_weights="balanced",
+        schedule="cosine",
+        early_stopping_patience=6,
+    ),
+}
+
+
+def make_config(recipe: str = "default", **overrides: Any) -> Config:
+    """A recipe's settings with some of them replaced.
+
+    Args:
+        recipe: one of `RECIPES`.
+        **overrides: fields of `Config`; a value of None keeps the recipe's.
+
+    Raises:
+        InputError: an unknown recipe or setting, or a value out of range.
+    """
+    if recipe not in RECIPES:
+        raise InputError(f"unknown recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return config_from_dict(RECIPES[recipe].to_dict() | given)
+
+
+def config_from_dict(settings: Mapping[str, Any]) -> Config:
+    """The inverse of `Config.to_dict`.
+
+    Raises:
+        InputError: an unknown or missing setting, or a value out of range.
+    """
+    names = {field.name for field in dataclasses.fields(Config)}
+    unknown = sorted(set(settings) - names)
+    missing = sorted(names - set(settings))
+    if unknown or missing:
+        raise InputError(
+            f"settings do not fit this version: unknown {unknown or 'none'}, missing "
+            f"{missing or 'none'}; known settings are {', '.join(sorted(names))}"
+        )
+    return Config(**settings)
+
+
+def differences(ours: Config, theirs: Config) -> str:
+    """Name the settings that differ, as `name: ours instead of theirs`; empty when none does."""
+    left, right = ours.to_dict(), theirs.to_dict()
+    return "; ".join(
+        f"{name}: {left[name]} instead of {right[name]}"
+        for name in left
+        if left[name] != right[name]
+    )

@@ -1,0 +1,166 @@
+"""Find or download HAM10000, and gather its images in one folder."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from skinlesion.errors import InputError, name_some
+from skinlesion.workspace import KAGGLE_MOUNTS
+
+KAGGLE_HANDLE = "kmader/skin-cancer-mnist-ham10000"
+METADATA_NAME = "HAM10000_metadata.csv"
+SAMPLE_MARKER = "SYNTHETIC_SAMPLE.json"
+"""A folder with this file holds the synthetic sample, or images gathered from it."""
+
+COPY_THREADS = 8
+"""Kaggle's mount answers slowly, one file at a time: several requests under way hide that."""
+
+
+@dataclass(frozen=True)
+class GatherReport:
+    """What `gather_images` did, in numbers of images."""
+
+    linked: int
+    copied: int
+    kept: int
+
+
+def find_dataset(data: str | Path | None = None, *, download: bool = True) -> Path:
+    """The folder that holds `HAM10000_metadata.csv` and, somewhere below it, the images.
+
+    Tried in this order: `data`; the variable `HAM10000_DIR`; the two places where Kaggle mounts
+    the dataset; a download (5.2 GB, once) with kagglehub.
+
+    Raises:
+        InputError: a named folder that does not hold the dataset, or no dataset to be had.
+    """
+    if data is not None:
+        return _require_metadata(Path(data), named_by="--data")
+    if os.environ.get("HAM10000_DIR"):
+        return _require_metadata(Path(os.environ["HAM10000_DIR"]), named_by="HAM10000_DIR")
+    for mount in KAGGLE_MOUNTS:
+        if (mount / METADATA_NAME).is_file():
+            return mount
+    ways = (
+        "name its folder with --data DIR (or the variable HAM10000_DIR), attach the dataset "
+        f"{KAGGLE_HANDLE} on Kaggle, or connect to the internet so that it can be downloaded"
+    )
+    if not download:
+        raise InputError(f"HAM10000 is not on this machine: {ways}")
+    import kagglehub
+
+    print(f"HAM10000 is not on this machine: downloading it from Kaggle ({KAGGLE_HANDLE})")
+    try:
+        return _require_metadata(Path(kagglehub.dataset_download(KAGGLE_HANDLE)), named_by="Kaggle")
+    except InputError:
+        raise
+    except Exception as error:  # kagglehub passes on whatever its HTTP client raises
+        raise InputError(f"HAM10000 could not be downloaded ({error}): {ways}") from error
+
+
+def is_sample(data: Path) -> bool:
+    """Whether the folder holds the synthetic sample instead of HAM10000."""
+    return (data / SAMPLE_MARKER).is_file()
+
+
+def list_images(data: Path) -> dict[str, Path]:
+    """Every JPEG below the folder by its `image_id` (the file name without `.jpg`), sorted.
+
+    The Kaggle dataset shows each image under two folder names; the first in the order of paths
+    stands for both.
+
+    Raises:
+        InputError: no image at all, or files of one name that differ in size.
+    """
+    images: dict[str, Path] = {}
+    sizes: dict[str, int] = {}
+    unequal = []
+    for path in sorted(_walk_jpegs(data)):
+        size = path.stat().st_size
+        if sizes.setdefault(path.stem, size) != size:
+            unequal.append(f"{path} and {images[path.stem]}")
+        images.setdefault(path.stem, path)
+    if not images:
+        raise InputError(f"{data}: no .jpg file in it; expected HAM10000_images_part_1 and _part_2")
+    if unequal:
+        raise InputError(f"{data}: files of one name that differ: {name_some(unequal, shown=2)}")
+    return dict(sorted(images.items()))
+
+
+def gather_images(data: Path, out: Path, *, progress: bool = True) -> GatherReport:
+    """Put every image of a dataset, and its metadata, directly into one folder.
+
+    Hard links where the file system allows, copies otherwise. A file is whole or not there, so the
+    call can be interrupted and repeated; files that are there already are kept. `out` is a dataset
+    itself afterwards.
+
+    Raises:
+        InputError: `out` lies in `data` or holds it, or the disk is full.
+    """
+    data, out = data.resolve(), out.resolve()
+    if out == data or data in out.parents or out in data.parents:
+        raise InputError(f"{out}: lies in {data} or holds it; choose a folder apart from it")
+    images = list_images(data)
+    out.mkdir(parents=True, exist_ok=True)
+    for leftover in out.glob("*.part"):
+        leftover.unlink()
+    extras = [data / name for name in (METADATA_NAME, SAMPLE_MARKER) if (data / name).is_file()]
+    done = _place_all(images.values(), out, progress=progress)
+    for path in extras:
+        # The metadata is read and edited by people: a hard link would let them change the source.
+        _copy(path, out / path.name)
+    return GatherReport(**{way: done.count(way) for way in ("linked", "copied", "kept")})
+
+
+def _place_all(paths: Iterable[Path], out: Path, *, progress: bool) -> list[str]:
+    paths = list(paths)
+    with ThreadPoolExecutor(COPY_THREADS) as pool:
+        placing = pool.map(lambda path: _place(path, out / path.name), paths)
+        try:
+            return list(
+                tqdm(placing, "gathering images", len(paths), unit="image", disable=not progress)
+            )
+        except OSError as error:
+            pool.shutdown(cancel_futures=True)
+            raise InputError(
+                f"{out}: {error.strerror or error}; make room or choose another folder, then "
+                "repeat the command: what is there is kept"
+            ) from error
+
+
+def _place(source: Path, target: Path) -> str:
+    if target.is_file():
+        if target.stat().st_size == source.stat().st_size:
+            return "kept"
+        target.unlink()
+    try:
+        os.link(source, target)
+        return "linked"
+    except OSError:  # another file system, or one without hard links
+        _copy(source, target)
+        return "copied"
+
+
+def _copy(source: Path, target: Path) -> None:
+    part = target.with_name(target.name + ".part")
+    shutil.copyfile(source, part)
+    part.replace(target)  # whole or not there
+
+
+def _walk_jpegs(data: Path) -> Iterable[Path]:
+    for folder, _, names in os.walk(data, followlinks=True):
+        yield from (Path(folder) / name for name in names if name.lower().endswith(".jpg"))
+
+
+def _require_metadata(folder: Path, *, named_by: str) -> Path:
+    if not (folder / METADATA_NAME).is_file():
+        raise InputError(
+            f"{folder} (from {named_by}): no {METADATA_NAME} in it; name the folder that holds "
+            "this file and the images"
+        )
+    return folder

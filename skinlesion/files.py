@@ -1,0 +1,53 @@
+"""Write files so that each is whole or not there."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from skinlesion.errors import InputError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
+    """Let `write` fill a file beside `path`, then put it in place in one step.
+
+    Raises:
+        InputError: the file cannot be written: no room, no permission, no such folder.
+    """
+    part = path.with_name(f".{path.name}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); make room there or choose "
+            "another place"
+        ) from error
+    return path
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write JSON-ready values, indented for readers."""
+    text = json.dumps(value, indent=2) + "\n"
+    return write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: not there, or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def write_csv(path: Path, table: pd.DataFrame, *, index: bool = False) -> Path:
+    """Write a table as CSV."""
+    return write_atomically(path, lambda part: table.to_csv(part, index=index))

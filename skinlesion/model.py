@@ -1,0 +1,190 @@
+"""The network: preprocessing, a ResNet50 backbone and the original's head, in one model."""
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import keras
+
+from skinlesion.config import STAGES, Preprocessing
+from skinlesion.errors import InputError
+from skinlesion.labels import NUM_CLASSES
+
+BACKBONE_NAME = "resnet50"
+SMALLEST_SIZE = 97
+"""Least height and width in pixels: ResNet50 divides both by 32, rounding up, and the head's 3x3
+convolution and 2x2 pooling need a feature map of 4x4 at least."""
+
+WEIGHTS_URL = (
+    "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
+    "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+)
+WEIGHTS_MD5 = "4d473c1dd8becc155b73f8504c6f6626"
+"""What `keras.applications.ResNet50(weights="imagenet", include_top=False)` downloads: fetched here
+so that it goes through the same check and report as any other file."""
+
+DOWNLOAD_TIMEOUT = 30
+"""Seconds without an answer after which the download of weights is given up."""
+
+
+class WeightsUnavailableError(InputError):
+    """The ImageNet weights could not be downloaded."""
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """Which layers of the backbone were given pretrained weights.
+
+    Attributes:
+        source: `imagenet`, `none` or the path of a file.
+        layers: names of the layers that were loaded.
+        total: number of layers with weights in the backbone.
+    """
+
+    source: str
+    layers: frozenset[str]
+    total: int
+
+    def __str__(self) -> str:
+        if not self.layers:
+            return f"no pretrained weights: all {self.total} backbone layers start at random"
+        rest = self.total - len(self.layers)
+        tail = f", the other {rest} start at random" if rest else ""
+        return f"{len(self.layers)} of {self.total} backbone layers loaded from {self.source}{tail}"
+
+
+def build_model(
+    *,
+    image_size: tuple[int, int],
+    weights: str = "imagenet",
+    preprocessing: Preprocessing = "imagenet",
+    batch_norm_momentum: float = 0.99,
+) -> tuple[keras.Model, LoadedWeights]:
+    """Build the classifier, 24,801,223 parameters at 224x224.
+
+    Args:
+        image_size: (height, width) in pixels, each at least `SMALLEST_SIZE`.
+        weights: `imagenet` (downloaded by Keras), `none`, or an HDF5 file with weights for all
+            layers of the backbone or for some, which are found by name.
+        preprocessing: `imagenet` or, as the original did, `divide_by_255`; part of the model.
+        batch_norm_momentum: of BatchNorm layers without pretrained weights. Keras' default of
+            0.99 needs hundreds of steps until the moving statistics can be used.
+
+    Returns:
+        The model, from RGB images in [0, 255], float (b, height, width, 3), to probabilities,
+        float (b, 7); and which backbone layers were loaded.
+
+    Raises:
+        InputError: the image size is too small, or the weights cannot be used.
+        WeightsUnavailableError: `imagenet` could not be downloaded.
+    """
+    if min(image_size) < SMALLEST_SIZE:
+        raise InputError(
+            f"image size too small for the head: height and width must be at least {SMALLEST_SIZE} "
+            f"pixels. Received: image_size={tuple(image_size)}"
+        )
+    backbone, loaded = build_backbone(image_size, weights)
+    for layer in backbone.layers:
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.name not in loaded.layers:
+            layer.momentum = batch_norm_momentum
+    inputs = keras.Input((*image_size, 3), name="image")
+    if preprocessing == "imagenet":
+        x = keras.applications.resnet50.preprocess_input(inputs)
+    else:
+        x = keras.layers.Rescaling(1 / 255, name="divide_by_255")(inputs)
+    x = backbone(x)
+    for layer in head_layers():
+        x = layer(x)
+    return keras.Model(inputs, x, name="skin_lesion_classifier"), loaded
+
+
+def head_layers() -> list[keras.layers.Layer]:
+    """The head of the original notebook, from feature maps to probabilities."""
+    return [
+        keras.layers.Conv2D(64, 3, activation="relu", name="head_conv"),
+        keras.layers.MaxPooling2D(2, name="head_pool"),
+        keras.layers.Dropout(0.4, name="head_dropout_1"),
+        keras.layers.Flatten(name="head_flatten"),
+        keras.layers.Dense(128, activation="relu", name="head_dense"),
+        keras.layers.Dropout(0.4, name="head_dropout_2"),
+        keras.layers.Dense(
+            NUM_CLASSES, activation="softmax", dtype="float32", name="probabilities"
+        ),
+    ]
+
+
+def build_backbone(image_size: tuple[int, int], weights: str) -> tuple[keras.Model, LoadedWeights]:
+    """ResNet50 without its top, and which of its layers were loaded. Arguments: `build_model`."""
+    backbone = keras.applications.ResNet50(
+        include_top=False, weights=None, input_shape=(*image_size, 3), name=BACKBONE_NAME
+    )
+    ours = {layer.name for layer in backbone.layers if layer.weights}
+    if weights == "none":
+        return backbone, LoadedWeights("none", frozenset(), len(ours))
+    path = _download_imagenet() if weights == "imagenet" else Path(weights)
+    names = _layers_in(path) & ours
+    if not names:
+        raise InputError(f"{path}: holds no layer of Keras' ResNet50; nothing was loaded")
+    try:
+        # On the backbone itself: an outer model that nests it would load nothing and say nothing.
+        backbone.load_weights(path, by_name=True)
+    except ValueError as error:
+        raise InputError(f"{path}: does not fit Keras' ResNet50 ({error})") from error
+    return backbone, LoadedWeights(weights, frozenset(names), len(ours))
+
+
+def freeze_pretrained(model: keras.Model, loaded: LoadedWeights) -> None:
+    """Train exactly the layers without pretrained weights; compile the model afterwards."""
+    backbone = model.get_layer(BACKBONE_NAME)
+    for layer in backbone.layers:
+        layer.trainable = layer.name not in loaded.layers
+
+
+def unfreeze(
+    model: keras.Model, loaded: LoadedWeights, *, fine_tune_from: str, train_batch_norm: bool
+) -> None:
+    """Train the backbone from one stage on; compile the model afterwards.
+
+    Args:
+        model: from `build_model`.
+        loaded: which layers are pretrained; the others are trained in any case.
+        fine_tune_from: the first stage to train, `conv1` to `conv5`.
+        train_batch_norm: if False, pretrained BatchNorm layers keep their statistics and run in
+            inference mode, as https://keras.io/guides/transfer_learning/ advises.
+    """
+    trained = STAGES[STAGES.index(fine_tune_from) :]
+    for layer in model.get_layer(BACKBONE_NAME).layers:
+        batch_norm = isinstance(layer, keras.layers.BatchNormalization)
+        kept = batch_norm and not train_batch_norm
+        layer.trainable = layer.name not in loaded.layers or (
+            layer.name.startswith(trained) and not kept
+        )
+
+
+def _download_imagenet() -> Path:
+    """Keras' own file of the complete weights, from its cache or the network."""
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        return Path(
+            keras.utils.get_file(origin=WEIGHTS_URL, file_hash=WEIGHTS_MD5, cache_subdir="models")
+        )
+    except Exception as error:  # get_file raises a bare Exception on network errors
+        raise WeightsUnavailableError(
+            "the ImageNet weights could not be downloaded: connect to the internet, or name a file "
+            "with --weights FILE or the variable SKINLESION_WEIGHTS, or use --weights none "
+            f"({error})"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _layers_in(path: Path) -> set[str]:
+    """Names of the layers that have weights in a legacy Keras HDF5 file."""
+    try:
+        with h5py.File(path) as file:
+            root = file.get("model_weights", file)
+            return {name for name, group in root.items() if len(group)}
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as an HDF5 file of weights ({error})") from error
