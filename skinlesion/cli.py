@@ -11,6 +11,7 @@ from skinlesion import __version__
 from skinlesion.config import RECIPES
 from skinlesion.errors import InputError
 from skinlesion.labels import DISCLAIMER
+from skinlesion.workspace import default_weights
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -152,7 +153,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--splits", type=Path, metavar="CSV", help="split file; default: as recipe")
     parser.add_argument(
         "--weights",
-        default=os.environ.get("SKINLESION_WEIGHTS") or None,
+        default=default_weights(),
         metavar="imagenet|none|FILE",
         help="pretrained weights of the backbone (default: SKINLESION_WEIGHTS, else imagenet)",
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from skinlesion.files import write_atomically
@@ -130,16 +130,17 @@ def plot_probabilities(probabilities: dict[str, float], ax: Axes | None = None) 
     return ax
 
 
-def mark_synthetic(figure: Figure) -> Figure:
-    """Write below a figure that it was made from the synthetic sample."""
-    figure.text(0.5, -0.02, SYNTHETIC_NOTE, ha="center", va="top", fontsize=9, color="dimgray")
-    return figure
+def caption(figure: Figure | SubFigure, *, synthetic: bool) -> None:
+    """Write below a figure that it was made from the synthetic sample, if it was."""
+    if synthetic:
+        figure.text(0.5, -0.02, SYNTHETIC_NOTE, ha="center", va="top", fontsize=9, color="dimgray")
 
 
-def save_figure(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure | SubFigure, path: Path) -> Path:
     """Write a figure as PNG and close it."""
-    write_atomically(path, lambda part: figure.savefig(part, dpi=120, bbox_inches="tight"))
-    plt.close(figure)
+    whole = figure.get_figure(root=True)
+    write_atomically(path, lambda part: whole.savefig(part, dpi=120, bbox_inches="tight"))
+    plt.close(whole)
     return path
 
 

@@ -5,6 +5,7 @@ Modules that import TensorFlow are imported by the steps that need it: copying a
 at once.
 """
 
+import os
 import platform
 import subprocess
 import sys
@@ -35,11 +36,17 @@ from skinlesion.split import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from skinlesion.model import LoadedWeights
     from skinlesion.predictor import Predictor
 
 LIBRARIES = ("tensorflow", "keras", "numpy", "pandas", "scikit-learn", "pillow", "gradio")
 SHOWN_PREDICTIONS = 12
+CPU_CORE_RATE = 10
+"""Training images a second and core at 128x128, seen on a server's processor."""
+GPU_RATE = 400
+"""Training images a second at 128x128: a guess for one T4, for telling minutes from hours."""
 
 
 def copy(data: str | Path | None, out: Path, *, progress: bool = True) -> GatherReport:
@@ -161,7 +168,7 @@ def train(
     phases = training.plan_phases(config, loaded)
     _say(
         f"train: {' then '.join(f'{phase.epochs} epochs {phase.name}' for phase in phases)} on "
-        f"{_device()}; history.csv says how many images per second"
+        f"{_device()}, {_estimate_duration(config, len(rows['train']))}"
     )
     training.fit(
         model,
@@ -186,6 +193,15 @@ def train(
     return run
 
 
+def train_if_missing(data: str | Path | None, run: Path, config: Config) -> Path:
+    """Train as `train` does when `run` holds no finished run; otherwise use it as it is."""
+    if (run / "model").is_dir():
+        _say(f"train: using the finished run in {run}")
+        return run
+    _say(f"train: no finished run in {run} yet: training one now")
+    return train(data, run, config)
+
+
 def evaluate(run: Path, *, data: str | Path | None = None, progress: bool = True) -> dict[str, Any]:
     """Predict the test images of a run, once, and write figures, tables and `metrics.json`.
 
@@ -205,8 +221,7 @@ def evaluate(run: Path, *, data: str | Path | None = None, progress: bool = True
     source = find_dataset(data)
     table = load_metadata(source)
     _require_same_dataset(run, table)
-    rows = join_split(table, read_split(run / "splits.csv"))
-    rows = rows[rows["split"] == "test"].reset_index(drop=True)
+    rows = _test_rows(run, table)
     path = run / "predictions_test.csv"
     if not path.is_file():
         _say(f"evaluate: predicting {len(rows):,} test images")
@@ -220,6 +235,12 @@ def evaluate(run: Path, *, data: str | Path | None = None, progress: bool = True
     _say(describe_metrics(metrics))
     _say(f"evaluate: figures and tables in {run / 'evaluation'}")
     return metrics
+
+
+def plot_samples(run: Path, *, data: str | Path | None = None) -> "Figure":
+    """Test images of an evaluated run, drawn by its seed, titled with true and predicted class."""
+    rows = _test_rows(run, load_metadata(find_dataset(data)))
+    return _plot_samples(run, rows, _match(run / "predictions_test.csv", rows).argmax(axis=1))
 
 
 def describe_metrics(metrics: dict[str, Any]) -> str:
@@ -374,6 +395,19 @@ def _device() -> str:
     return ", ".join(names) or f"CPU ({platform.machine()})"
 
 
+def _estimate_duration(config: Config, images: int) -> str:
+    """A rough guess, before the first epoch tells: from images, pixels and cores."""
+    import tensorflow as tf
+
+    height, width = config.image_size
+    if tf.config.list_physical_devices("GPU"):
+        rate = GPU_RATE
+    else:
+        rate = CPU_CORE_RATE * (os.cpu_count() or 1)
+    seconds = config.epochs * images / (rate * 128 * 128 / (height * width))
+    return f"very roughly {max(1, round(seconds / 60)):,} minutes"
+
+
 def _write_predictions(
     predictor: "Predictor", rows: pd.DataFrame, run: Path, name: str, *, progress: bool
 ) -> Path:
@@ -381,6 +415,11 @@ def _write_predictions(
     return evaluation.write_predictions(
         run / f"predictions_{name}.csv", list(rows["image_id"]), y_prob
     )
+
+
+def _test_rows(run: Path, table: pd.DataFrame) -> pd.DataFrame:
+    rows = join_split(table, read_split(run / "splits.csv"))
+    return rows[rows["split"] == "test"].reset_index(drop=True)
 
 
 def _match(path: Path, rows: pd.DataFrame) -> np.ndarray:
@@ -415,22 +454,21 @@ def _write_evaluation(
         "confusion_matrix": plots.plot_confusion_matrix(matrix).figure,
         "confusion_matrix_normalized": plots.plot_confusion_matrix(matrix, normalize=True).figure,
         "learning_curves": plots.plot_learning_curves(pd.read_csv(run / "history.csv"))[0].figure,
-        "sample_predictions": plot_samples(run, rows, y_pred),
+        "sample_predictions": _plot_samples(run, rows, y_pred),
     }
     for name, figure in figures.items():
-        if metrics["synthetic"]:
-            plots.mark_synthetic(figure)
+        plots.caption(figure, synthetic=metrics["synthetic"])
         plots.save_figure(figure, out / f"{name}.png")
     # Last: who finds metrics.json finds all the rest.
     write_json(out / "metrics.json", metrics)
 
 
-def plot_samples(run: Path, rows: pd.DataFrame, y_pred: np.ndarray) -> Any:
-    """A figure of test images, drawn by the run's seed, titled true and predicted."""
+def _plot_samples(run: Path, rows: pd.DataFrame, y_pred: np.ndarray) -> "Figure":
     from skinlesion import plots
 
-    config = read_run_config(run)
-    drawn = np.random.default_rng(config.seed).permutation(len(rows))[:SHOWN_PREDICTIONS]
+    drawn = np.random.default_rng(read_run_config(run).seed).permutation(len(rows))[
+        :SHOWN_PREDICTIONS
+    ]
     images = [decode_image(path, image_size=(150, 200)) for path in rows["path"].iloc[drawn]]
     return plots.plot_sample_predictions(images, rows["label"].to_numpy()[drawn], y_pred[drawn])
 

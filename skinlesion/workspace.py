@@ -22,6 +22,11 @@ def default_work_dir() -> Path:
     return KAGGLE_WORKING if on_kaggle() else Path("outputs").resolve()
 
 
+def default_weights() -> str | None:
+    """The backbone's weights as the variable `SKINLESION_WEIGHTS` names them; None: not set."""
+    return os.environ.get("SKINLESION_WEIGHTS") or None
+
+
 def is_interactive() -> bool:
     """Whether someone is there to use a page: not in a Kaggle batch run, nor in an unattended one.
 

@@ -1,0 +1,114 @@
+"""Execute the numbered notebooks from top to bottom, in the project's environment.
+
+    .venv/bin/python scripts/run_notebooks.py --data DIR --work DIR [--set name=value ...]
+    .venv/bin/python scripts/run_notebooks.py --refresh ...
+
+The executed notebooks go to WORK/notebooks. `--refresh` instead writes the outputs back into
+`notebooks/`: that is how the committed outputs are made, on the synthetic sample.
+"""
+
+import argparse
+import copy
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ROOT / "notebooks"
+PARAMETERS, INJECTED = "parameters", "injected-parameters"
+
+
+class TalkingClient(NotebookClient):
+    """Prints what the cells print while they print it, so that training is not silent."""
+
+    def process_message(
+        self, msg: dict[str, Any], cell: nbformat.NotebookNode, cell_index: int
+    ) -> nbformat.NotebookNode | None:
+        """Handle one message of the kernel."""
+        if msg["msg_type"] == "stream":
+            print(msg["content"]["text"], end="", flush=True)
+        return super().process_message(msg, cell, cell_index)
+
+
+def execute(source: Path, settings: dict[str, Any], *, cwd: Path) -> nbformat.NotebookNode:
+    """Run one notebook with some of its parameters replaced.
+
+    Args:
+        source: notebook with a cell tagged `parameters`.
+        settings: parameter to value; those that the notebook does not have are left out.
+        cwd: the kernel's folder.
+
+    Raises:
+        CellExecutionError: a cell failed.
+    """
+    notebook = nbformat.read(source, as_version=4)
+    tagged = [
+        index
+        for index, cell in enumerate(notebook.cells)
+        if PARAMETERS in cell.metadata.get("tags", ())
+    ]
+    index = tagged[0]
+    known = [line.split(" = ")[0] for line in notebook.cells[index].source.splitlines()]
+    lines = [f"{name} = {value!r}" for name, value in settings.items() if name in known]
+    cell = nbformat.v4.new_code_cell("\n".join(lines), metadata={"tags": [INJECTED]})
+    notebook.cells.insert(index + 1, cell)
+    # Nobody watches: the page is started but not shown, and bars are not drawn.
+    os.environ["SKINLESION_UNATTENDED"] = "1"
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    client = TalkingClient(notebook, timeout=None, resources={"metadata": {"path": str(cwd)}})
+    return client.execute()
+
+
+def without_traces(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook as it is committed: no injected cell, no times, no messages on stderr."""
+    notebook = copy.deepcopy(executed)
+    notebook.cells = [c for c in notebook.cells if INJECTED not in c.metadata.get("tags", ())]
+    count = 0
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            count += 1
+            cell.execution_count = count
+            # Progress bars and the libraries' own chatter come on stderr.
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output.execution_count = count
+    notebook.metadata["language_info"] = {"name": "python"}
+    return notebook
+
+
+def main() -> None:
+    """Execute all notebooks in order."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder of the dataset")
+    parser.add_argument(
+        "--work", required=True, type=Path, metavar="DIR", help="for what they make"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON")
+    parser.add_argument("--refresh", action="store_true", help="write outputs into notebooks/")
+    arguments = parser.parse_args()
+    pairs = (pair.partition("=") for pair in arguments.set)
+    settings = {"data": arguments.data, "work": str(arguments.work)}
+    settings |= {name: json.loads(value) for name, _, value in pairs}
+    out = SOURCES if arguments.refresh else ROOT / arguments.work / "notebooks"
+    out.mkdir(parents=True, exist_ok=True)
+    for source in sorted(SOURCES.glob("*.ipynb")):
+        started = time.monotonic()
+        print(f"\n=== {source.name}", flush=True)
+        executed = execute(source, settings, cwd=ROOT)
+        nbformat.write(
+            without_traces(executed) if arguments.refresh else executed, out / source.name
+        )
+        print(f"=== {source.name}: done in {time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

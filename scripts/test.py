@@ -1,0 +1,24 @@
+"""The whole test suite in one command: set-up, format, lint, types, tests.
+
+    python3 scripts/test.py [PYTEST ARGUMENTS]
+
+Needs Python and pip. Tests on real data run where the variables HAM10000_DIR (the dataset's folder)
+and SKINLESION_WEIGHTS (a weights file) are set; without them they are skipped, with the reason.
+"""
+
+import sys
+
+from environment import prepare_environment, run
+
+
+def main() -> None:
+    """Run every check, and stop at the first that fails."""
+    python = prepare_environment("dev")
+    run(python, "-m", "ruff", "format", "--check", ".")
+    run(python, "-m", "ruff", "check", ".")
+    run(python, "-m", "mypy")
+    run(python, "-m", "pytest", *sys.argv[1:], TF_CPP_MIN_LOG_LEVEL="2")
+
+
+if __name__ == "__main__":
+    main()
