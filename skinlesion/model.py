@@ -7,14 +7,15 @@ from pathlib import Path
 import h5py
 import keras
 
-from skinlesion.config import STAGES, Preprocessing
+from skinlesion.config import STAGES, Head, Preprocessing
 from skinlesion.errors import InputError
 from skinlesion.labels import NUM_CLASSES
 
 BACKBONE_NAME = "resnet50"
-SMALLEST_SIZE = 97
-"""Least height and width in pixels: ResNet50 divides both by 32, rounding up, and the head's 3x3
-convolution and 2x2 pooling need a feature map of 4x4 at least."""
+SMALLEST_SIZE: dict[Head, int] = {"original": 97, "pooled": 32}
+"""Least height and width in pixels: ResNet50 divides both by 32, rounding up, and the original
+head's 3x3 convolution and 2x2 pooling need a feature map of 4x4 at least. Keras takes no less than
+32 pixels."""
 
 WEIGHTS_URL = (
     "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
@@ -59,15 +60,17 @@ def build_model(
     image_size: tuple[int, int],
     weights: str = "imagenet",
     preprocessing: Preprocessing = "imagenet",
+    head: Head = "original",
     batch_norm_momentum: float = 0.99,
 ) -> tuple[keras.Model, LoadedWeights]:
-    """Build the classifier, 24,801,223 parameters at 224x224.
+    """Build the classifier; with the original's head 24,801,223 parameters at 224x224.
 
     Args:
-        image_size: (height, width) in pixels, each at least `SMALLEST_SIZE`.
+        image_size: (height, width) in pixels, each at least `SMALLEST_SIZE[head]`.
         weights: `imagenet` (downloaded by Keras), `none`, or an HDF5 file with weights for all
             layers of the backbone or for some, which are found by name.
         preprocessing: `imagenet` or, as the original did, `divide_by_255`; part of the model.
+        head: `original` or `pooled`; see `head_layers`.
         batch_norm_momentum: of BatchNorm layers without pretrained weights. Keras' default of
             0.99 needs hundreds of steps until the moving statistics can be used.
 
@@ -79,10 +82,11 @@ def build_model(
         InputError: the image size is too small, or the weights cannot be used.
         WeightsUnavailableError: `imagenet` could not be downloaded.
     """
-    if min(image_size) < SMALLEST_SIZE:
+    smallest = SMALLEST_SIZE[head]
+    if min(image_size) < smallest:
         raise InputError(
-            f"image size too small for the head: height and width must be at least {SMALLEST_SIZE} "
-            f"pixels. Received: image_size={tuple(image_size)}"
+            f"image size too small for the {head} head: height and width must be at least "
+            f"{smallest} pixels. Received: image_size={tuple(image_size)}"
         )
     backbone, loaded = build_backbone(image_size, weights)
     for layer in backbone.layers:
@@ -94,13 +98,25 @@ def build_model(
     else:
         x = keras.layers.Rescaling(1 / 255, name="divide_by_255")(inputs)
     x = backbone(x)
-    for layer in head_layers():
+    for layer in head_layers(head):
         x = layer(x)
     return keras.Model(inputs, x, name="skin_lesion_classifier"), loaded
 
 
-def head_layers() -> list[keras.layers.Layer]:
-    """The head of the original notebook, from feature maps to probabilities."""
+def head_layers(head: Head) -> list[keras.layers.Layer]:
+    """From feature maps to probabilities: the original notebook's layers, or pooling and one layer.
+
+    The softmax stays in float32 whatever the precision of the rest.
+    """
+    probabilities = keras.layers.Dense(
+        NUM_CLASSES, activation="softmax", dtype="float32", name="probabilities"
+    )
+    if head == "pooled":
+        return [
+            keras.layers.GlobalAveragePooling2D(name="head_pool"),
+            keras.layers.Dropout(0.4, name="head_dropout"),
+            probabilities,
+        ]
     return [
         keras.layers.Conv2D(64, 3, activation="relu", name="head_conv"),
         keras.layers.MaxPooling2D(2, name="head_pool"),
@@ -108,9 +124,7 @@ def head_layers() -> list[keras.layers.Layer]:
         keras.layers.Flatten(name="head_flatten"),
         keras.layers.Dense(128, activation="relu", name="head_dense"),
         keras.layers.Dropout(0.4, name="head_dropout_2"),
-        keras.layers.Dense(
-            NUM_CLASSES, activation="softmax", dtype="float32", name="probabilities"
-        ),
+        probabilities,
     ]
 
 

@@ -303,6 +303,7 @@ def _build_model(config: Config, *, may_do_without_weights: bool) -> tuple[Any, 
             image_size=config.image_size,
             weights=weights,
             preprocessing=config.preprocessing,
+            head=config.head,
             batch_norm_momentum=config.batch_norm_momentum,
         )
 
