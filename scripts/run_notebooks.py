@@ -93,6 +93,7 @@ def main() -> None:
         "--work", required=True, type=Path, metavar="DIR", help="for what they make"
     )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON")
+    parser.add_argument("--only", default="*", metavar="NAME", help="of one notebook")
     parser.add_argument("--refresh", action="store_true", help="write outputs into notebooks/")
     arguments = parser.parse_args()
     pairs = (pair.partition("=") for pair in arguments.set)
@@ -100,7 +101,7 @@ def main() -> None:
     settings |= {name: json.loads(value) for name, _, value in pairs}
     out = SOURCES if arguments.refresh else ROOT / arguments.work / "notebooks"
     out.mkdir(parents=True, exist_ok=True)
-    for source in sorted(SOURCES.glob("*.ipynb")):
+    for source in sorted(SOURCES.glob(f"{arguments.only}.ipynb")):
         started = time.monotonic()
         print(f"\n=== {source.name}", flush=True)
         executed = execute(source, settings, cwd=ROOT)

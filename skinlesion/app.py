@@ -7,7 +7,7 @@ import gradio as gr
 from skinlesion.errors import InputError
 from skinlesion.labels import CLASS_NAMES, DISCLAIMER, SYNTHETIC_NOTE
 from skinlesion.predictor import Predictor
-from skinlesion.workspace import is_interactive
+from skinlesion.workspace import is_watched
 
 MAX_UPLOAD = "20mb"
 KEEP_UPLOADS_SECONDS = 3600
@@ -90,7 +90,7 @@ def launch(
             server_port=port,
             share=share,
             auth=auth,
-            inline=is_interactive(),
+            inline=is_watched(),
             prevent_thread_lock=True,
             quiet=True,
             show_error=True,

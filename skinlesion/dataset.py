@@ -7,10 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from skinlesion.errors import InputError, name_some
-from skinlesion.workspace import KAGGLE_MOUNTS
+from skinlesion.workspace import KAGGLE_MOUNTS, progress_bar
 
 KAGGLE_HANDLE = "kmader/skin-cancer-mnist-ham10000"
 METADATA_NAME = "HAM10000_metadata.csv"
@@ -92,7 +90,7 @@ def list_images(data: Path) -> dict[str, Path]:
     return dict(sorted(images.items()))
 
 
-def gather_images(data: Path, out: Path, *, progress: bool = True) -> GatherReport:
+def gather_images(data: Path, out: Path) -> GatherReport:
     """Put every image of a dataset, and its metadata, directly into one folder.
 
     Hard links where the file system allows, copies otherwise. A file is whole or not there, so the
@@ -110,21 +108,19 @@ def gather_images(data: Path, out: Path, *, progress: bool = True) -> GatherRepo
     for leftover in out.glob("*.part"):
         leftover.unlink()
     extras = [data / name for name in (METADATA_NAME, SAMPLE_MARKER) if (data / name).is_file()]
-    done = _place_all(images.values(), out, progress=progress)
+    done = _place_all(images.values(), out)
     for path in extras:
         # The metadata is read and edited by people: a hard link would let them change the source.
         _copy(path, out / path.name)
     return GatherReport(**{way: done.count(way) for way in ("linked", "copied", "kept")})
 
 
-def _place_all(paths: Iterable[Path], out: Path, *, progress: bool) -> list[str]:
+def _place_all(paths: Iterable[Path], out: Path) -> list[str]:
     paths = list(paths)
     with ThreadPoolExecutor(COPY_THREADS) as pool:
         placing = pool.map(lambda path: _place(path, out / path.name), paths)
         try:
-            return list(
-                tqdm(placing, "gathering images", len(paths), unit="image", disable=not progress)
-            )
+            return list(progress_bar(placing, "gathering images", len(paths)))
         except OSError as error:
             pool.shutdown(cancel_futures=True)
             raise InputError(

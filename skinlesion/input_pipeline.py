@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm.auto import tqdm
 
 from skinlesion.config import Resize
 from skinlesion.errors import InputError, name_some
+from skinlesion.workspace import progress_bar
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -67,7 +67,6 @@ def load_images(
     *,
     image_size: tuple[int, int],
     resize: Resize = "bilinear",
-    progress: bool = True,
 ) -> np.ndarray:
     """Decode many files, each once, on all cores.
 
@@ -87,9 +86,8 @@ def load_images(
         return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        loading: Iterable[str | None] = pool.map(load, range(len(paths)))
-        shown = tqdm(loading, "decoding images", len(paths), unit="image", disable=not progress)
-        errors = [error for error in shown if error]
+        loading = progress_bar(pool.map(load, range(len(paths))), "decoding images", len(paths))
+        errors = [error for error in loading if error]
     if errors:
         raise InputError(f"{len(errors):,} images cannot be used: {name_some(errors, shown=3)}")
     return images

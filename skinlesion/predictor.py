@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from skinlesion.bundle import Bundle, load_bundle
 from skinlesion.input_pipeline import load_images
 from skinlesion.labels import CLASS_CODES, CLASS_NAMES
+from skinlesion.workspace import progress_bar
 
 BATCH_SIZE = 32
 
@@ -55,12 +55,10 @@ class Predictor:
 
     def predict(self, path: str | Path) -> Prediction:
         """Predict one image file. Raises: `InputError` when it is no image."""
-        y_prob = self.predict_probabilities([path], progress=False)[0]
+        y_prob = self.predict_probabilities([path])[0]
         return Prediction(Path(path).stem, dict(zip(CLASS_CODES, map(float, y_prob), strict=True)))
 
-    def predict_probabilities(
-        self, paths: Sequence[str | Path], *, progress: bool = True
-    ) -> np.ndarray:
+    def predict_probabilities(self, paths: Sequence[str | Path]) -> np.ndarray:
         """Predict many image files, a batch at a time, so that memory stays bounded.
 
         Returns:
@@ -69,16 +67,11 @@ class Predictor:
         Raises:
             InputError: some files are no images.
         """
+        info, starts = self.bundle.info, range(0, len(paths), BATCH_SIZE)
         parts = [np.empty((0, len(CLASS_CODES)), np.float32)]
-        with tqdm(total=len(paths), desc="predicting", unit="image", disable=not progress) as bar:
-            for start in range(0, len(paths), BATCH_SIZE):
-                images = load_images(
-                    paths[start : start + BATCH_SIZE],
-                    image_size=self.bundle.info.image_size,
-                    resize=self.bundle.info.resize,
-                    progress=False,
-                )
-                batch = images.astype(np.float32)
-                parts.append(np.asarray(self.bundle.model.predict_on_batch(batch)))
-                bar.update(len(images))
+        for start in progress_bar(starts, "predicting", len(starts), unit="batch"):
+            images = load_images(
+                paths[start : start + BATCH_SIZE], image_size=info.image_size, resize=info.resize
+            )
+            parts.append(np.asarray(self.bundle.model.predict_on_batch(images.astype(np.float32))))
         return np.concatenate(parts)

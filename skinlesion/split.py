@@ -1,5 +1,6 @@
 """Which image is for training, for validation and for the test."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -141,7 +142,7 @@ def _grouped_split(table: pd.DataFrame, *, seed: int, fold: tuple[int, int] | No
     if few:
         raise InputError(f"at least {needed} lesions of each class are needed: {name_some(few)}")
     if fold is None:
-        rest, test = _draw(lesions, TEST_SHARE, seed=seed)
+        rest, test = _draw(lesions, math.ceil(TEST_SHARE * len(lesions)), seed=seed)
     else:
         number, folds = fold
         if folds < 2 or not 1 <= number <= folds:
@@ -151,7 +152,7 @@ def _grouped_split(table: pd.DataFrame, *, seed: int, fold: tuple[int, int] | No
         chunks = StratifiedKFold(folds, shuffle=True, random_state=seed)
         rest_rows, test_rows = list(chunks.split(lesions, lesions["dx"]))[number - 1]
         rest, test = lesions.iloc[rest_rows], lesions.iloc[test_rows]
-    train, validation = _draw(rest, VALIDATION_SHARE * len(lesions) / len(rest), seed=seed)
+    train, validation = _draw(rest, math.ceil(VALIDATION_SHARE * len(lesions)), seed=seed)
     split_of = {
         lesion_id: name
         for name, part in zip(SPLITS, (train, validation, test), strict=True)
@@ -160,8 +161,13 @@ def _grouped_split(table: pd.DataFrame, *, seed: int, fold: tuple[int, int] | No
     return table["lesion_id"].map(split_of)
 
 
-def _draw(lesions: pd.DataFrame, share: float, *, seed: int) -> Iterable[pd.DataFrame]:
-    return train_test_split(lesions, test_size=share, random_state=seed, stratify=lesions["dx"])
+def _draw(lesions: pd.DataFrame, count: int, *, seed: int) -> Iterable[pd.DataFrame]:
+    classes = lesions["dx"].nunique()
+    if count < classes:
+        raise InputError(
+            f"{len(lesions)} lesions are too few: a split of {count} cannot hold {classes} classes"
+        )
+    return train_test_split(lesions, test_size=count, random_state=seed, stratify=lesions["dx"])
 
 
 def _original_split(table: pd.DataFrame) -> pd.Series:

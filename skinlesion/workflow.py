@@ -8,7 +8,6 @@ at once.
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,6 +33,7 @@ from skinlesion.split import (
     shared_lesions,
     take_limited,
 )
+from skinlesion.workspace import is_watched
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,18 +49,17 @@ GPU_RATE = 400
 """Training images a second at 128x128: a guess for one T4, for telling minutes from hours."""
 
 
-def copy(data: str | Path | None, out: Path, *, progress: bool = True) -> GatherReport:
+def copy(data: str | Path | None, out: Path) -> GatherReport:
     """Gather all images and the metadata of HAM10000 in one folder.
 
     Args:
         data: the dataset; None looks in `HAM10000_DIR` and on Kaggle's mounts, then downloads it.
         out: folder to fill; a dataset itself afterwards.
-        progress: show a bar.
     """
     source = find_dataset(data)
     if not out.is_dir():
         _say(f"copy: gathering the images of {source} in {out} (up to some minutes)")
-    report = gather_images(source, out, progress=progress)
+    report = gather_images(source, out)
     _say(
         f"copy: {report.linked + report.copied + report.kept:,} images in {out} "
         f"({report.linked:,} linked, {report.copied:,} copied, {report.kept:,} there already)"
@@ -114,7 +113,6 @@ def train(
     config: Config,
     *,
     splits: Path | None = None,
-    progress: bool = True,
 ) -> Path:
     """Train a model: fills the run directory up to the bundle and the validation predictions.
 
@@ -126,7 +124,6 @@ def train(
         run: run directory to make.
         config: from `make_config`.
         splits: a split file; None splits as the recipe says.
-        progress: show bars.
 
     Raises:
         InputError: the run directory holds a run of other settings, or something is wrong with
@@ -161,7 +158,6 @@ def train(
             list(rows[name]["path"]),
             image_size=config.image_size,
             resize=config.resize,
-            progress=progress,
         )
         for name in ("train", "validation")
     }
@@ -177,7 +173,7 @@ def train(
         train=(decoded["train"], rows["train"]["label"].to_numpy()),
         validation=(decoded["validation"], rows["validation"]["label"].to_numpy()),
         run=run,
-        verbose=1 if progress and sys.stdout.isatty() else 2,
+        verbose=1 if is_watched() else 2,
     )
     info = BundleInfo(
         labels=CLASS_CODES,
@@ -187,7 +183,7 @@ def train(
         synthetic=synthetic,
     )
     bundle = Bundle(model, info)
-    _write_predictions(Predictor(bundle), rows["validation"], run, "validation", progress=progress)
+    _write_predictions(Predictor(bundle), rows["validation"], run, "validation")
     save_bundle(bundle, run / "model")
     _say(f"train: finished; model in {run / 'model'}")
     return run
@@ -202,7 +198,7 @@ def train_if_missing(data: str | Path | None, run: Path, config: Config) -> Path
     return train(data, run, config)
 
 
-def evaluate(run: Path, *, data: str | Path | None = None, progress: bool = True) -> dict[str, Any]:
+def evaluate(run: Path, *, data: str | Path | None = None) -> dict[str, Any]:
     """Predict the test images of a run, once, and write figures, tables and `metrics.json`.
 
     Test predictions that are there already are used again.
@@ -210,7 +206,6 @@ def evaluate(run: Path, *, data: str | Path | None = None, progress: bool = True
     Args:
         run: a finished run directory.
         data: the dataset; None looks for it as `copy` does.
-        progress: show a bar.
 
     Returns:
         What `metrics.json` holds: see `evaluation.compute_metrics`.
@@ -225,7 +220,7 @@ def evaluate(run: Path, *, data: str | Path | None = None, progress: bool = True
     path = run / "predictions_test.csv"
     if not path.is_file():
         _say(f"evaluate: predicting {len(rows):,} test images")
-        _write_predictions(predictor, rows, run, "test", progress=progress)
+        _write_predictions(predictor, rows, run, "test")
     y_prob = _match(path, rows)
     metrics = evaluation.compute_metrics(
         rows["label"].to_numpy(), y_prob, groups=rows["lesion_id"].to_numpy()
@@ -261,9 +256,7 @@ def describe_metrics(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def predict(
-    run: Path, paths: Sequence[str | Path], out: Path, *, progress: bool = True
-) -> pd.DataFrame:
+def predict(run: Path, paths: Sequence[str | Path], out: Path) -> pd.DataFrame:
     """Predict image files, or all images in folders, and write a predictions file.
 
     Returns:
@@ -276,7 +269,7 @@ def predict(
 
     files = _list_files(paths)
     predictor = Predictor.load(run)
-    y_prob = predictor.predict_probabilities(files, progress=progress)
+    y_prob = predictor.predict_probabilities(files)
     names = [path.stem for path in files]
     evaluation.write_predictions(out, names, y_prob)
     _say(f"predict: wrote {len(files):,} predictions to {out}")
@@ -409,10 +402,8 @@ def _estimate_duration(config: Config, images: int) -> str:
     return f"very roughly {max(1, round(seconds / 60)):,} minutes"
 
 
-def _write_predictions(
-    predictor: "Predictor", rows: pd.DataFrame, run: Path, name: str, *, progress: bool
-) -> Path:
-    y_prob = predictor.predict_probabilities(list(rows["path"]), progress=progress)
+def _write_predictions(predictor: "Predictor", rows: pd.DataFrame, run: Path, name: str) -> Path:
+    y_prob = predictor.predict_probabilities(list(rows["path"]))
     return evaluation.write_predictions(
         run / f"predictions_{name}.csv", list(rows["image_id"]), y_prob
     )

@@ -1,7 +1,14 @@
-"""Where this runs: where the dataset is mounted, and where new files go."""
+"""Where this runs: where the dataset is mounted, where new files go, whether anybody watches."""
 
 import os
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
 
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
@@ -27,10 +34,18 @@ def default_weights() -> str | None:
     return os.environ.get("SKINLESION_WEIGHTS") or None
 
 
-def is_interactive() -> bool:
-    """Whether someone is there to use a page: not in a Kaggle batch run, nor in an unattended one.
+def is_watched() -> bool:
+    """Whether a person sees the output while it appears: in a terminal or in a live notebook.
 
-    `SKINLESION_UNATTENDED=1` says that nobody watches, for scripts that execute the notebooks.
+    Not in a Kaggle batch run, and not where `SKINLESION_UNATTENDED=1` says so, as scripts that
+    execute notebooks do.
     """
     batch = os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch"
-    return not batch and os.environ.get("SKINLESION_UNATTENDED") != "1"
+    if batch or os.environ.get("SKINLESION_UNATTENDED") == "1":
+        return False
+    return "ipykernel" in sys.modules or sys.stderr.isatty()
+
+
+def progress_bar(items: Iterable[T], title: str, total: int, *, unit: str = "image") -> Iterable[T]:
+    """Pass on `items`; when somebody watches and it takes over a second, with a bar on stderr."""
+    return tqdm(items, title, total, unit=f" {unit}s", delay=1, disable=not is_watched())

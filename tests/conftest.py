@@ -1,0 +1,81 @@
+"""What several test files need: the sample, a tiny dataset of flat images, a trained run."""
+
+import os
+import shutil
+from pathlib import Path
+
+# Before TensorFlow is imported: no log lines between the tests' own.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from skinlesion import workflow
+from skinlesion.config import Config, make_config
+from skinlesion.labels import CLASS_CODES
+from skinlesion.sample import make_sample
+
+REAL_DATA = os.environ.get("HAM10000_DIR")
+REAL_WEIGHTS = os.environ.get("SKINLESION_WEIGHTS")
+
+needs_real_data = pytest.mark.skipif(
+    not REAL_DATA, reason="set HAM10000_DIR to the folder of HAM10000 to run this"
+)
+needs_real_weights = pytest.mark.skipif(
+    not REAL_WEIGHTS, reason="set SKINLESION_WEIGHTS to a file of ResNet50 weights to run this"
+)
+
+
+@pytest.fixture(autouse=True)
+def only_named_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test takes its dataset or weights from the environment unless it says so."""
+    monkeypatch.delenv("HAM10000_DIR", raising=False)
+    monkeypatch.delenv("SKINLESION_WEIGHTS", raising=False)
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The synthetic sample, 12 images a class; read only."""
+    return make_sample(tmp_path_factory.mktemp("data") / "sample", images_per_class=12)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Config:
+    """One short epoch from random weights, at the smallest size."""
+    return make_config("default", image_size=(97, 97), weights="none", epochs=1, batch_size=16)
+
+
+@pytest.fixture(scope="session")
+def trained_run(
+    sample: Path, tiny_config: Config, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished run on the sample; copy it before changing it."""
+    run = tmp_path_factory.mktemp("runs") / "first"
+    return workflow.train(sample, run, tiny_config)
+
+
+@pytest.fixture
+def run_copy(trained_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may change."""
+    return Path(shutil.copytree(trained_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def flat_data(tmp_path: Path) -> Path:
+    """A dataset in HAM10000's layout: 49 lesions of two one-coloured 20x15 images each."""
+    data = tmp_path / "flat"
+    rows = []
+    for number in range(98):
+        part = data / f"HAM10000_images_part_{1 + number % 2}"
+        part.mkdir(parents=True, exist_ok=True)
+        image_id, lesion = f"ISIC_{number:07d}", number // 2
+        color = tuple(int(value) for value in np.random.default_rng(number).integers(0, 256, 3))
+        Image.new("RGB", (20, 15), color).save(part / f"{image_id}.jpg")
+        dx = CLASS_CODES[lesion % 7]
+        rows.append((f"HAM_{lesion:07d}", image_id, dx, "histo", 50.0, "female", "back"))
+    columns = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"]
+    pd.DataFrame(rows, columns=columns).to_csv(data / "HAM10000_metadata.csv", index=False)
+    return data

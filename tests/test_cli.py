@@ -1,0 +1,95 @@
+"""The command line as real processes: what a user types, sees and gets back."""
+
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+COMMANDS = ["sample", "copy", "split", "train", "evaluate", "predict", "demo"]
+
+
+def skinlesion(*arguments, **environment):
+    """Run a command the way a user does."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("HAM10000_DIR", "SKINLESION_WEIGHTS")}
+    return subprocess.run(
+        [sys.executable, "-m", "skinlesion", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=clean | environment,
+        check=False,
+    )
+
+
+def test_help_lists_every_command_and_the_usual_order():
+    shown = skinlesion("--help")
+    assert shown.returncode == 0
+    for command in COMMANDS:
+        assert f"    {command} " in shown.stdout
+    assert "not for clinical use" in shown.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help(command):
+    shown = skinlesion(command, "--help")
+    assert shown.returncode == 0
+    assert "--debug" in shown.stdout
+
+
+def test_version():
+    from skinlesion import __version__
+
+    assert skinlesion("--version").stdout.strip() == f"skinlesion {__version__}"
+
+
+def test_the_whole_way(tmp_path):
+    """sample, copy, split, train, evaluate, predict: each reads what the one before wrote."""
+    data, images, run = tmp_path / "sample", tmp_path / "images", tmp_path / "run"
+    steps = [
+        ("sample", data, "--images-per-class", 12),
+        ("copy", "--data", data, "--out", images),
+        ("split", "--data", images, "--out", tmp_path / "splits.csv", "--fold", "1/4"),
+        ("train", "--data", images, "--splits", tmp_path / "splits.csv", "--run", run, "--weights",
+         "none", "--image-size", 32, 48, "--epochs", 1, "--limit", 28, "--deterministic"),
+        ("evaluate", "--run", run, "--data", images),
+        ("predict", "--run", run / "model", images / "ISIC_9000001.jpg", "--out",
+         tmp_path / "p.csv"),
+    ]  # fmt: skip
+    for step in steps:
+        finished = skinlesion(*step)
+        assert finished.returncode == 0, finished.stderr
+    assert "synthetic" in finished.stdout.lower() or "not for clinical use" in finished.stdout
+    assert pd.read_csv(tmp_path / "p.csv")["image"].tolist() == ["ISIC_9000001"]
+    assert (run / "evaluation" / "metrics.json").is_file()
+
+
+def test_the_variable_names_the_dataset(flat_data, tmp_path):
+    out = tmp_path / "splits.csv"
+    finished = skinlesion("split", "--out", out, HAM10000_DIR=str(flat_data))
+    assert finished.returncode == 0, finished.stderr
+    assert len(pd.read_csv(out)) == 98
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("split", "--data", "nowhere", "--out", "x.csv"), "no HAM10000_metadata.csv in it"),
+        (("evaluate", "--run", "nowhere"), "neither a finished run nor a bundle"),
+        (("train", "--run", "x", "--image-size", "64", "0"), "must be at least 1"),
+        (("split", "--fold", "2", "--out", "x.csv"), "must be K/N"),
+        (("train", "--run", "x", "--recipe", "best"), "invalid choice: 'best'"),
+        (("predict", "--run", "nowhere", "absent.jpg", "--out", "p.csv"), "absent.jpg: no such"),
+    ],
+)
+def test_the_users_mistakes_get_one_clear_line_and_status_2(arguments, message):
+    finished = skinlesion(*arguments)
+    assert finished.returncode == 2
+    assert message in finished.stderr.splitlines()[-1]
+    assert "Traceback" not in finished.stderr
+
+
+def test_debug_shows_the_traceback():
+    finished = skinlesion("evaluate", "--run", "nowhere", "--debug")
+    assert finished.returncode == 2
+    assert "Traceback" in finished.stderr

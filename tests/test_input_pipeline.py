@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from skinlesion.errors import InputError
+from skinlesion.input_pipeline import decode_image, load_images, make_dataset
+
+RED, BLUE = (200, 30, 30), (30, 30, 200)
+
+
+@pytest.fixture
+def halves():
+    """60x40 RGB, left half red, right half blue."""
+    image = Image.new("RGB", (60, 40), BLUE)
+    image.paste(RED, (0, 0, 30, 40))
+    return image
+
+
+def decode(image, path, **options):
+    """Save as the format that the name says, and decode at 8x12."""
+    image.save(path, **options)
+    return decode_image(path, image_size=(8, 12))
+
+
+def test_shape_type_and_order_of_channels(halves, tmp_path):
+    pixels = decode(halves, tmp_path / "a.png")
+    assert pixels.shape == (8, 12, 3)
+    assert pixels.dtype == np.uint8
+    assert tuple(pixels[4, 1]) == RED
+    assert tuple(pixels[4, 10]) == BLUE
+
+
+def test_exif_orientation_is_applied(halves, tmp_path):
+    exif = Image.Exif()
+    exif[274] = 3  # turned upside down
+    pixels = decode(halves, tmp_path / "a.png", exif=exif)
+    assert tuple(pixels[4, 1]) == BLUE
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "LA"])
+def test_every_mode_becomes_rgb(halves, tmp_path, mode):
+    name = "a.tiff" if mode == "CMYK" else "a.png"
+    pixels = decode(halves.convert(mode), tmp_path / name)
+    reference = np.asarray(halves.convert(mode).convert("RGB"))[20, 5]
+    assert np.abs(pixels[4, 1].astype(int) - reference).max() <= 40
+
+
+def test_black_and_white_becomes_grey_when_made_smaller(tmp_path):
+    pixels = decode(Image.fromarray(np.indices((40, 60)).sum(axis=0) % 2 == 0), tmp_path / "a.png")
+    assert np.abs(pixels.astype(int) - 127).max() <= 30
+
+
+def test_transparent_pixels_become_white(tmp_path):
+    pixels = decode(Image.new("RGBA", (60, 40), (0, 0, 0, 0)), tmp_path / "a.png")
+    assert (pixels == 255).all()
+
+
+def test_16_bit_grey_keeps_its_shades(tmp_path):
+    grey = Image.fromarray(np.full((40, 60), 0x8000, np.uint16))
+    pixels = decode(grey, tmp_path / "a.png")
+    assert (np.abs(pixels.astype(int) - 127) <= 1).all()
+
+
+def test_nearest_takes_pixels_as_they_are(tmp_path):
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "a.png")
+    pixels = decode_image(tmp_path / "a.png", image_size=(4, 4), resize="nearest")
+    assert set(np.unique(pixels)) <= set(range(64))
+    assert (pixels[0, :, 0] == [9, 11, 13, 15]).all()
+
+
+def test_bilinear_averages_over_all_pixels(tmp_path):
+    checks = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    Image.fromarray(checks).save(tmp_path / "a.png")
+    pixels = decode_image(tmp_path / "a.png", image_size=(8, 8))
+    assert np.abs(pixels.astype(int) - 127).max() <= 16
+
+
+@pytest.mark.parametrize("content", [b"", b"<svg/>", b"\xff\xd8\xff\xe0 cut off"])
+def test_what_is_no_image_is_refused_by_name(tmp_path, content):
+    (tmp_path / "upload.jpg").write_bytes(content)
+    with pytest.raises(InputError, match=r"upload\.jpg: cannot be read as an image"):
+        decode_image(tmp_path / "upload.jpg", image_size=(8, 12))
+
+
+def test_a_truncated_image_is_refused(halves, tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (200, 200, 3), np.uint8)).save(tmp_path / "a.jpg")
+    whole = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"a\.jpg: cannot be read"):
+        decode_image(tmp_path / "a.jpg", image_size=(8, 12))
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    Image.new("1", (10_000, 6_000)).save(tmp_path / "huge.png")
+    with pytest.raises(InputError, match="10000 x 6000 pixels are too many"):
+        decode_image(tmp_path / "huge.png", image_size=(8, 12))
+
+
+def test_many_images_keep_their_order(flat_data):
+    paths = sorted(flat_data.rglob("*.jpg"))
+    images = load_images(paths, image_size=(8, 12))
+    assert images.shape == (98, 8, 12, 3)
+    for index in (0, 17, 55):
+        assert (images[index] == decode_image(paths[index], image_size=(8, 12))).all()
+
+
+def test_damaged_images_are_all_counted(flat_data):
+    paths = sorted(flat_data.rglob("*.jpg"))
+    paths[3].write_bytes(b"no")
+    paths[9].write_bytes(b"no")
+    with pytest.raises(InputError, match=f"2 images cannot be used: {paths[3].name}"):
+        load_images(paths, image_size=(8, 12))
+
+
+class TestDataset:
+    images = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    labels = np.array([0, 1, 2, 3, 4, 5, 6, 0, 1, 2])
+
+    def seen(self, dataset):
+        """(image value, label, weight) of every item of one epoch."""
+        return [
+            (int(x[0, 0, 0]), int(np.argmax(y)), float(w))
+            for batch in dataset.as_numpy_iterator()
+            for x, y, w in zip(*batch, strict=True)
+        ]
+
+    def test_batches(self):
+        batches = list(make_dataset(self.images, self.labels, batch_size=4).as_numpy_iterator())
+        assert [len(x) for x, _, _ in batches] == [4, 4, 2]
+        x, y, _ = batches[0]
+        assert (x.dtype, x.shape) == (np.float32, (4, 4, 4, 3))
+        assert (y.dtype, y.shape) == (np.float32, (4, 7))
+        assert (y.sum(axis=1) == 1).all()
+
+    def test_each_image_keeps_its_label_and_weight_when_shuffled(self):
+        weights = np.arange(7) + 0.5
+        dataset = make_dataset(
+            self.images, self.labels, batch_size=3, class_weights=weights, shuffle_seed=1
+        )
+        seen = self.seen(dataset)
+        assert sorted(seen) == [(i, c, c + 0.5) for i, c in enumerate(self.labels)]
+        assert seen != sorted(seen)
+
+    def test_orders_differ_between_epochs_and_repeat_for_the_seed(self):
+        def two_epochs(seed):
+            dataset = make_dataset(self.images, self.labels, batch_size=3, shuffle_seed=seed)
+            return self.seen(dataset), self.seen(dataset)
+
+        first, second = two_epochs(1)
+        assert first != second
+        assert two_epochs(1) == (first, second)
+        assert two_epochs(2)[0] != first

@@ -1,0 +1,120 @@
+"""The numbered notebooks: what they promise in their text, and a run from top to bottom."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = ["01_copy_images", "02_split_metadata", "03_train", "04_evaluate", "05_gradio_demo"]
+QUICK = ["image_size=[32, 48]", "epochs=1", "batch_size=16", 'weights="none"']
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path):
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def run_notebooks(*arguments):
+    script = ROOT / "scripts" / "run_notebooks.py"
+    environment = {k: v for k, v in os.environ.items() if k != "SKINLESION_WEIGHTS"}
+    return subprocess.run(
+        [sys.executable, script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+
+
+def test_five_numbered_notebooks():
+    assert [path.stem for path in NOTEBOOKS] == NAMES
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestEachNotebook:
+    def test_says_what_it_reads_writes_and_takes(self, path):
+        first = read(path).cells[0].source
+        for word in ("**reads**", "**writes**", "**takes**", "not for clinical use"):
+            assert word in first
+
+    def test_has_one_cell_of_parameters(self, path):
+        tagged = [c for c in read(path).cells if "parameters" in c.metadata.get("tags", ())]
+        assert len(tagged) == 1
+
+    def test_holds_no_logic_and_no_long_cell(self, path):
+        for cell in code_cells(path):
+            assert not re.search(r"^\s*(def|class|for|while|try|if) ", cell.source, re.M)
+            assert "sys.path" not in cell.source
+            assert len(cell.source.splitlines()) <= 20
+
+    def test_every_code_cell_comes_after_a_reason(self, path):
+        cells = read(path).cells
+        headings = [cell.source for cell in cells if cell.source.startswith("## ")]
+        assert len(headings) >= 3
+
+    def test_is_committed_with_outputs_of_the_sample_under_1_mb(self, path):
+        assert path.stat().st_size < 1_000_000
+        cells = code_cells(path)
+        assert any(cell.outputs for cell in cells)
+        assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+        text = path.read_text()
+        assert "ynthetic sample" in text
+        assert not any(output.get("output_type") == "error" for c in cells for output in c.outputs)
+        # No path of the machine that made the outputs.
+        assert not re.search(r"/(home|root|tmp|work|Users)/", text)
+
+
+@pytest.fixture(scope="module")
+def executed(sample, tmp_path_factory):
+    """All five, in order, on the sample."""
+    work = tmp_path_factory.mktemp("notebooks")
+    settings = [f"--set={setting}" for setting in QUICK]
+    finished = run_notebooks("--data", sample, "--work", work, *settings)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    return work
+
+
+def test_top_to_bottom_each_finds_what_the_one_before_left(executed):
+    assert sorted(path.stem for path in (executed / "notebooks").glob("*.ipynb")) == NAMES
+    text = (executed / "notebooks" / "04_evaluate.ipynb").read_text()
+    assert "using the finished run" in text
+    assert (executed / "runs" / "default" / "evaluation" / "metrics.json").is_file()
+
+
+def test_every_figure_made_from_the_sample_is_captioned(executed):
+    for path in (executed / "notebooks").glob("*.ipynb"):
+        figures = [
+            output
+            for cell in code_cells(path)
+            for output in cell.outputs
+            if "image/png" in output.get("data", {})
+        ]
+        captions = sum("plots.caption(" in cell.source for cell in code_cells(path))
+        assert len(figures) == captions
+
+
+def test_a_late_notebook_alone_makes_what_is_missing_and_says_so(sample, tmp_path):
+    settings = [f"--set={setting}" for setting in QUICK]
+    finished = run_notebooks(
+        "--data", sample, "--work", tmp_path, "--only", "05_gradio_demo", *settings
+    )
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    assert "no finished run" in finished.stdout
+    assert "very roughly" in finished.stdout
+    assert "demo: http://127.0.0.1" in finished.stdout
+    assert (tmp_path / "runs" / "default" / "model" / "model.keras").is_file()
+
+
+def test_a_failing_cell_fails_the_run(tmp_path):
+    finished = run_notebooks("--data", tmp_path, "--work", tmp_path / "work")
+    assert finished.returncode != 0
+    assert "no HAM10000_metadata.csv" in finished.stderr

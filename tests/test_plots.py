@@ -1,0 +1,96 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from skinlesion import plots
+from skinlesion.labels import CLASS_CODES, SYNTHETIC_NOTE
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def matrix():
+    matrix = np.diag([8, 5, 3, 2, 6, 40, 1])
+    matrix[4, 5] = 4
+    matrix[3] = 0
+    return matrix
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_confusion_matrix_shows_counts(matrix):
+    ax = plots.plot_confusion_matrix(matrix)
+    assert texts(ax) == [str(count) for count in matrix.ravel()]
+    assert [label.get_text() for label in ax.get_xticklabels()] == list(CLASS_CODES)
+    assert ax.get_yticklabels()[4].get_text() == "mel (10)"
+
+
+def test_normalised_rows_add_up_to_one_and_an_empty_row_is_zero(matrix):
+    shares = np.array(texts(plots.plot_confusion_matrix(matrix, normalize=True)), float)
+    sums = shares.reshape(7, 7).sum(axis=1)
+    assert np.allclose(sums, [1, 1, 1, 0, 1, 1, 1])
+
+
+def test_draws_on_the_axes_it_is_given(matrix):
+    _, ax = plt.subplots()
+    assert plots.plot_confusion_matrix(matrix, ax=ax) is ax
+
+
+def test_learning_curves_show_both_sets_and_the_phases():
+    history = pd.DataFrame(
+        {
+            "epoch": [1, 2, 3],
+            "phase": ["frozen", "fine_tuning", "fine_tuning"],
+            "loss": [3.0, 2.0, 1.0],
+            "val_loss": [3.0, 2.5, 2.0],
+            "accuracy": [0.1, 0.2, 0.3],
+            "val_accuracy": [0.2, 0.3, 0.4],
+        }
+    )
+    loss, accuracy = plots.plot_learning_curves(history)
+    assert [line.get_label() for line in loss.lines] == ["training", "validation"]
+    assert accuracy.lines[1].get_ydata().tolist() == [0.2, 0.3, 0.4]
+    assert texts(loss) == ["frozen", "fine tuning"]
+
+
+def test_sample_predictions_are_green_when_right_and_red_when_wrong():
+    images = [np.zeros((6, 8, 3), np.uint8)] * 2
+    figure = plots.plot_sample_predictions(images, np.array([4, 4]), np.array([4, 5]))
+    right, wrong = figure.axes[:2]
+    assert right.get_title() == "true mel\npredicted mel"
+    assert wrong.get_title() == "true mel\npredicted nv"
+    assert to_rgb(right.title.get_color()) == to_rgb("green")
+    assert to_rgb(wrong.title.get_color()) == to_rgb("red")
+
+
+def test_probabilities_are_sorted_and_named():
+    probabilities = dict(zip(CLASS_CODES, [0.1, 0.05, 0.05, 0.1, 0.5, 0.15, 0.05], strict=True))
+    ax = plots.plot_probabilities(probabilities)
+    assert [bar.get_width() for bar in ax.patches] == sorted(probabilities.values(), reverse=True)
+    assert ax.get_yticklabels()[0].get_text() == "Melanoma"
+
+
+def test_class_counts(tmp_path):
+    split = pd.DataFrame({"dx": ["nv", "nv", "mel"], "split": ["train", "test", "train"]})
+    ax = plots.plot_class_counts(split)
+    assert sum(bar.get_width() for bar in ax.patches if bar.get_width() > 0) == 3
+
+
+def test_only_synthetic_figures_say_so(tmp_path, matrix):
+    for synthetic in (True, False):
+        figure = plots.plot_confusion_matrix(matrix).figure
+        plots.caption(figure, synthetic=synthetic)
+        assert (SYNTHETIC_NOTE in [text.get_text() for text in figure.texts]) == synthetic
+        path = plots.save_figure(figure, tmp_path / "a.png")
+        with Image.open(path) as image:
+            assert image.width > 400
+        assert not plt.fignum_exists(figure.number)

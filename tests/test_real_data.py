@@ -1,0 +1,40 @@
+"""A short run on the real HAM10000 with real pretrained weights: the whole way, reduced."""
+
+import json
+
+import pytest
+from conftest import REAL_DATA, REAL_WEIGHTS, needs_real_data, needs_real_weights
+
+from skinlesion import workflow
+from skinlesion.config import make_config
+from skinlesion.metadata import load_metadata
+
+pytestmark = [needs_real_data, needs_real_weights]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    out = tmp_path_factory.mktemp("real") / "images"
+    workflow.copy(REAL_DATA, out)
+    return out
+
+
+def test_all_images_are_gathered_once(images):
+    table = load_metadata(images)
+    assert len(table) == 10_015
+    assert table["lesion_id"].nunique() == 7_470
+
+
+@pytest.mark.parametrize("recipe", ["default", "original"])
+def test_a_short_run_from_split_to_figures(images, tmp_path, recipe):
+    size = (97, 97) if recipe == "original" else (64, 64)
+    config = make_config(recipe, weights=REAL_WEIGHTS, image_size=size, epochs=2, limit=64)
+    run = workflow.train(images, tmp_path / "run", config)
+    metrics = workflow.evaluate(run, data=images)
+    assert metrics["n"] == {"default": 1497, "original": 1703}[recipe]
+    assert metrics["synthetic"] is False
+    described = json.loads((run / "config.json").read_text())
+    assert described["weights"]["loaded_layers"] >= 86
+    if recipe == "default":
+        # Two dozen steps are enough to order the classes better than chance.
+        assert metrics["overall"]["macro_auc"]["low"] > 0.5

@@ -1,0 +1,158 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from skinlesion.config import make_config
+from skinlesion.model import LoadedWeights, build_model
+from skinlesion.training import balanced_class_weights, fit, plan_phases, seed_everything
+
+NOTHING = LoadedWeights("none", frozenset(), 106)
+SOMETHING = LoadedWeights("file", frozenset({"conv1_conv"}), 106)
+
+
+def config(**changes):
+    small = {"image_size": (32, 32), "weights": "none", "batch_size": 8, "epochs": 2}
+    return make_config("default", **small | changes)
+
+
+def random_images(count, seed):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, 32, 32, 3), np.uint8), rng.integers(0, 7, count)
+
+
+def build(settings, loaded_layers=()):
+    seed_everything(settings)
+    model, loaded = build_model(
+        image_size=settings.image_size,
+        weights="none",
+        head=settings.head,
+        batch_norm_momentum=settings.batch_norm_momentum,
+    )
+    return model, LoadedWeights("test", frozenset(loaded_layers), loaded.total)
+
+
+def train(run, settings, loaded_layers=()):
+    model, loaded = build(settings, loaded_layers)
+    history = fit(
+        model,
+        loaded,
+        settings,
+        train=random_images(24, 1),
+        validation=random_images(16, 2),
+        run=run,
+        verbose=0,
+    )
+    return model, history
+
+
+def test_phases_add_up_to_the_epochs():
+    for epochs in (1, 2, 3, 8, 20):
+        phases = plan_phases(config(epochs=epochs), SOMETHING)
+        assert sum(phase.epochs for phase in phases) == epochs
+        assert all(phase.epochs > 0 for phase in phases)
+        assert phases[0].name == "frozen"
+    assert [p.epochs for p in plan_phases(config(epochs=20), SOMETHING)] == [5, 15]
+
+
+def test_nothing_pretrained_nothing_frozen():
+    (phase,) = plan_phases(config(epochs=4), NOTHING)
+    assert (phase.name, phase.epochs) == ("from_scratch", 4)
+
+
+def test_the_original_trains_all_layers_at_once():
+    (phase,) = plan_phases(make_config("original"), SOMETHING)
+    assert (phase.name, phase.epochs, phase.learning_rate) == ("fine_tuning", 8, 1e-4)
+
+
+def test_balanced_weights_hand_worked():
+    # 6 images: four nv (5), two mel (4): 6 / (2 classes * count).
+    weights = balanced_class_weights(np.array([5, 5, 5, 5, 4, 4]))
+    assert weights.tolist() == [1, 1, 1, 1, 1.5, 0.75, 1]
+
+
+def test_history_and_checkpoint_are_written(tmp_path):
+    _, history = train(tmp_path, config())
+    written = pd.read_csv(tmp_path / "history.csv")
+    assert written["epoch"].tolist() == [1, 2]
+    assert set(written["phase"]) == {"from_scratch"}
+    assert (written["images_per_second"] > 0).all()
+    assert {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"} <= set(written)
+    assert np.allclose(written["val_loss"], history["val_loss"])
+    # Cosine: the last rate is far below the highest.
+    assert written["learning_rate"].iloc[-1] < 1e-4
+    assert (tmp_path / "checkpoints" / "best.weights.h5").is_file()
+
+
+def test_the_model_ends_with_the_weights_of_the_best_epoch(tmp_path):
+    settings = config(epochs=4, head_learning_rate=0.01, class_weights="none", seed=3)
+    model, history = train(tmp_path, settings)
+    images, labels = random_images(16, 2)
+    y_prob = model.predict_on_batch(images.astype("float32"))
+    loss = -np.log(y_prob[np.arange(16), labels]).mean()
+    assert loss == pytest.approx(history["val_loss"].min(), rel=1e-3)
+
+
+def test_frozen_layers_keep_their_weights_until_fine_tuning(tmp_path):
+    frozen = ("conv1_conv", "conv1_bn", "conv3_block1_1_conv", "conv3_block1_1_bn")
+    settings = config(epochs=1)
+    model, _ = build(settings, frozen)
+    before = {n: model.get_layer("resnet50").get_layer(n).get_weights() for n in frozen}
+    _, history = train(tmp_path / "a", settings, frozen)
+    assert history["phase"].tolist() == ["frozen"]
+
+    def changed(trained):
+        backbone = trained.get_layer("resnet50")
+        return {
+            name
+            for name in frozen
+            if not all(
+                np.array_equal(old, new)
+                for old, new in zip(
+                    before[name], backbone.get_layer(name).get_weights(), strict=True
+                )
+            )
+        }
+
+    assert changed(train(tmp_path / "a", settings, frozen)[0]) == set()
+    # A rate high enough that the second epoch is seen; its best epoch may still be the first.
+    tuned = config(epochs=1, frozen_share=0.0)
+    assert changed(train(tmp_path / "b", tuned, frozen)[0]) == {"conv3_block1_1_conv"}
+
+
+def test_deterministic_training_repeats_itself(tmp_path):
+    settings = config(deterministic=True, epochs=1)
+    first = train(tmp_path / "a", settings)[1]
+    second = train(tmp_path / "b", settings)[1]
+    columns = ["loss", "val_loss", "accuracy"]
+    assert first[columns].equals(second[columns])
+
+
+def test_plateau_lowers_the_rate_but_not_in_the_original(tmp_path):
+    plateau = {
+        "schedule": "plateau",
+        "plateau_monitor": "val_accuracy",
+        "plateau_patience": 1,
+        "epochs": 4,
+        # So low that the validation accuracy stands still.
+        "head_learning_rate": 1e-9,
+    }
+    _, lowered = train(tmp_path / "a", config(**plateau, plateau_min_rate=1e-12))
+    assert lowered["learning_rate"].iloc[-1] < 1e-9 * 0.6
+    _, floored = train(tmp_path / "b", config(**plateau, plateau_min_rate=1e-9))
+    assert np.allclose(floored["learning_rate"], 1e-9)
+
+
+def test_a_loss_that_is_no_number_stops_with_an_error(tmp_path):
+    settings = config(epochs=2)
+    model, loaded = build(settings)
+    model.get_layer("probabilities").bias.assign(np.full(7, np.nan))
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        fit(
+            model,
+            loaded,
+            settings,
+            train=random_images(8, 1),
+            validation=random_images(8, 2),
+            run=tmp_path,
+            verbose=0,
+        )

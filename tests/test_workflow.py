@@ -1,0 +1,210 @@
+"""The steps over files: what they write, keep and refuse."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from skinlesion import workflow
+from skinlesion.config import make_config
+from skinlesion.errors import InputError
+from skinlesion.evaluation import read_predictions
+from skinlesion.labels import CLASS_CODES, SYNTHETIC_NOTE
+from skinlesion.metadata import load_metadata
+from skinlesion.model import WeightsUnavailableError
+from skinlesion.predictor import Predictor
+from skinlesion.split import read_split
+
+
+def test_a_run_directory_holds_what_the_contract_says(trained_run):
+    names = {
+        str(path.relative_to(trained_run)) for path in trained_run.rglob("*") if path.is_file()
+    }
+    assert names == {
+        "config.json",
+        "splits.csv",
+        "history.csv",
+        "checkpoints/best.weights.h5",
+        "predictions_validation.csv",
+        "model/model.keras",
+        "model/bundle.json",
+        "model/SHA256SUMS",
+    }
+    described = json.loads((trained_run / "config.json").read_text())
+    assert described["dataset"]["synthetic"] is True
+    assert described["versions"]["tensorflow"]
+    assert described["seed"] == described["config"]["seed"] == 42
+    assert len(described["dataset"]["fingerprint"]) == 64
+    split = read_split(trained_run / "splits.csv").set_index("image_id")["split"]
+    names, y_prob = read_predictions(trained_run / "predictions_validation.csv")
+    assert set(names) == set(split.index[split == "validation"])
+    assert np.allclose(y_prob.sum(axis=1), 1, atol=1e-5)
+
+
+def test_a_finished_run_is_kept(sample, tiny_config, trained_run, capsys):
+    before = {path: path.stat().st_mtime_ns for path in trained_run.rglob("*")}
+    workflow.train(sample, trained_run, tiny_config)
+    assert "finished already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in trained_run.rglob("*")} == before
+
+
+def test_a_run_of_other_settings_is_refused_with_the_difference(sample, trained_run):
+    other = make_config("default", image_size=(97, 97), weights="none", epochs=2, batch_size=16)
+    with pytest.raises(InputError, match="epochs: 1 instead of 2"):
+        workflow.train(sample, trained_run, other)
+
+
+def test_another_dataset_is_refused(flat_data, tiny_config, trained_run):
+    with pytest.raises(InputError, match="another dataset"):
+        workflow.train(flat_data, trained_run, tiny_config)
+    with pytest.raises(InputError, match="another dataset"):
+        workflow.evaluate(trained_run, data=flat_data)
+
+
+def test_a_mistake_leaves_no_run_directory(flat_data, tmp_path):
+    small = make_config("default", image_size=(16, 16), weights="none", epochs=1)
+    with pytest.raises(InputError, match="too small"):
+        workflow.train(flat_data, tmp_path / "run", small)
+    assert not (tmp_path / "run").exists()
+
+
+class TestWithoutNetwork:
+    @pytest.fixture(autouse=True)
+    def no_network(self, monkeypatch):
+        import keras
+
+        def fail(**arguments):
+            raise Exception("no network")
+
+        monkeypatch.setattr(keras.utils, "get_file", fail)
+
+    settings = make_config("default", image_size=(32, 32), epochs=1, limit=14)
+
+    def test_the_sample_is_trained_from_random_weights_and_this_is_said(
+        self, sample, tmp_path, capsys
+    ):
+        workflow.train(sample, tmp_path / "run", self.settings)
+        said = capsys.readouterr().out
+        assert "could not be downloaded" in said
+        assert "starts from random weights instead" in said
+        described = json.loads((tmp_path / "run" / "config.json").read_text())
+        assert described["weights"]["source"] == "none"
+
+    def test_real_data_is_an_error_that_says_how_to_give_a_file(self, flat_data, tmp_path):
+        with pytest.raises(WeightsUnavailableError, match="--weights FILE"):
+            workflow.train(flat_data, tmp_path / "run", self.settings)
+
+
+def test_a_given_split_file_is_used(sample, tmp_path):
+    split = workflow.split(sample, tmp_path / "splits.csv", seed=7)
+    settings = make_config("default", image_size=(32, 32), weights="none", epochs=1, limit=14)
+    run = workflow.train(sample, tmp_path / "run", settings, splits=tmp_path / "splits.csv")
+    assert read_split(run / "splits.csv").equals(split.astype(str))
+
+
+class TestSplit:
+    def test_repeating_keeps_the_file(self, sample, tmp_path, capsys):
+        out = tmp_path / "splits.csv"
+        workflow.split(sample, out)
+        before = out.stat().st_mtime_ns
+        workflow.split(sample, out)
+        assert out.stat().st_mtime_ns == before
+        assert "is there already" in capsys.readouterr().out
+
+    def test_another_split_is_not_overwritten(self, sample, tmp_path):
+        workflow.split(sample, tmp_path / "splits.csv")
+        with pytest.raises(InputError, match="holds another split"):
+            workflow.split(sample, tmp_path / "splits.csv", seed=1)
+
+    def test_the_leak_is_told(self, sample, tmp_path, capsys):
+        workflow.split(sample, tmp_path / "a.csv")
+        assert "also in train: 0.0%" in capsys.readouterr().out
+        workflow.split(sample, tmp_path / "b.csv", recipe="original")
+        assert "also in train: 0.0%" not in capsys.readouterr().out
+
+
+class TestEvaluate:
+    @pytest.fixture
+    def evaluated(self, sample, run_copy):
+        workflow.evaluate(run_copy, data=sample)
+        return run_copy
+
+    def test_files(self, evaluated, sample, capsys):
+        metrics = json.loads((evaluated / "evaluation" / "metrics.json").read_text())
+        assert metrics["synthetic"] is True
+        assert set(metrics["per_class"]) == set(CLASS_CODES)
+        row = metrics["overall"]["balanced_accuracy"]
+        assert row["low"] <= row["value"] <= row["high"]
+        assert {path.name for path in (evaluated / "evaluation").iterdir()} == {
+            "metrics.json",
+            "metrics.csv",
+            "classification_report.csv",
+            "confusion_matrix.csv",
+            "confusion_matrix.png",
+            "confusion_matrix_normalized.png",
+            "learning_curves.png",
+            "sample_predictions.png",
+        }
+
+    def test_test_images_only_and_figures_from_the_prediction_file(self, evaluated, sample):
+        names, y_prob = read_predictions(evaluated / "predictions_test.csv")
+        split = read_split(evaluated / "splits.csv").set_index("image_id")
+        assert set(names) == set(split.index[split["split"] == "test"])
+        y_true = load_metadata(sample).set_index("image_id").loc[names, "label"]
+        accuracy = (y_prob.argmax(axis=1) == y_true).mean()
+        metrics = json.loads((evaluated / "evaluation" / "metrics.json").read_text())
+        assert metrics["overall"]["accuracy"]["value"] == pytest.approx(accuracy)
+
+    def test_predictions_are_made_once_whatever_their_order(self, evaluated, sample):
+        path = evaluated / "predictions_test.csv"
+        first = json.loads((evaluated / "evaluation" / "metrics.json").read_text())
+        pd.read_csv(path).iloc[::-1].to_csv(path, index=False)
+        before = path.read_bytes()
+        assert workflow.evaluate(evaluated, data=sample) == first
+        assert path.read_bytes() == before
+
+    def test_predictions_of_other_images_are_refused(self, evaluated, sample):
+        path = evaluated / "predictions_test.csv"
+        pd.read_csv(path).iloc[1:].to_csv(path, index=False)
+        with pytest.raises(InputError, match="does not fit the split: missing ISIC_"):
+            workflow.evaluate(evaluated, data=sample)
+
+    def test_the_sample_is_called_synthetic(self, run_copy, sample, capsys):
+        workflow.evaluate(run_copy, data=sample)
+        assert SYNTHETIC_NOTE in capsys.readouterr().out
+
+
+class TestPredict:
+    def test_files_and_folders(self, trained_run, sample, tmp_path):
+        folder = sample / "HAM10000_images_part_1"
+        paths = sorted(folder.glob("*.jpg"))
+        table = workflow.predict(trained_run, [folder], tmp_path / "p.csv")
+        names, y_prob = read_predictions(tmp_path / "p.csv")
+        assert names == table["image"].tolist() == [path.stem for path in paths]
+        alone = Predictor.load(trained_run).predict(paths[0])
+        assert np.allclose(list(alone.probabilities.values()), y_prob[0], atol=1e-5)
+        assert alone.code == table["prediction"][0]
+
+    def test_nothing_to_predict_is_refused(self, trained_run, tmp_path):
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(InputError, match=r"no \.jpg or \.png"):
+            workflow.predict(trained_run, [tmp_path / "empty"], tmp_path / "p.csv")
+        with pytest.raises(InputError, match="no such file"):
+            workflow.predict(trained_run, [tmp_path / "absent.jpg"], tmp_path / "p.csv")
+
+    def test_two_files_of_one_name_are_refused(self, trained_run, sample, tmp_path):
+        path = next((sample / "HAM10000_images_part_1").glob("*.jpg"))
+        copy = shutil.copy(path, tmp_path)
+        with pytest.raises(InputError, match=f"one name.*{path.stem}"):
+            workflow.predict(trained_run, [path, copy], tmp_path / "p.csv")
+
+    def test_more_images_than_a_batch_keep_their_order(self, trained_run, sample, tmp_path):
+        paths = sorted(sample.glob("HAM10000_images_part_*/*.jpg"))
+        assert len(paths) > 64
+        predictor = Predictor.load(trained_run)
+        together = predictor.predict_probabilities(paths)
+        for index in (0, 31, 32, 70):
+            single = predictor.predict(paths[index]).probabilities.values()
+            assert np.allclose(list(single), together[index], atol=1e-5)
