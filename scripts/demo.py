@@ -33,8 +33,8 @@ def main() -> None:
     else:
         data, work, settings = Path("outputs/sample"), Path("outputs/sample_run"), SAMPLE_SETTINGS
         run(python, "-m", "skinlesion", "sample", data)
-    options = [f"--set={name}={json.dumps(value)}" for name, value in settings.items()]
-    run(python, "scripts/run_notebooks.py", "--data", data, "--work", work, *options)
+    options = ["--data", data, "--work", work, f"--set=settings={json.dumps(settings)}"]
+    run(python, "scripts/run_notebooks.py", *options)
     if not arguments.no_serve:
         run_folder = work / "runs" / "default"
         run(python, "-m", "skinlesion", "demo", "--run", run_folder, "--port", arguments.port)

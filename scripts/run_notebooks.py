@@ -11,6 +11,7 @@ import argparse
 import copy
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class TalkingClient(NotebookClient):
         self, msg: dict[str, Any], cell: nbformat.NotebookNode, cell_index: int
     ) -> nbformat.NotebookNode | None:
         """Handle one message of the kernel."""
-        if msg["msg_type"] == "stream":
+        if msg["msg_type"] == "stream" and msg["content"]["name"] == "stdout":
             print(msg["content"]["text"], end="", flush=True)
         return super().process_message(msg, cell, cell_index)
 
@@ -61,7 +62,8 @@ def execute(source: Path, settings: dict[str, Any], *, cwd: Path) -> nbformat.No
     os.environ["SKINLESION_UNATTENDED"] = "1"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     client = TalkingClient(notebook, timeout=None, resources={"metadata": {"path": str(cwd)}})
-    return client.execute()
+    # What a kernel prints outside of cells is chatter of the libraries that it starts.
+    return client.execute(stderr=subprocess.DEVNULL)
 
 
 def without_traces(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:

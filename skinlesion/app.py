@@ -1,6 +1,7 @@
 """The Gradio demo: an image in, the confidence of all seven diagnoses out. Nothing on import."""
 
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -59,8 +60,23 @@ def build_app(predictor: Predictor) -> gr.Blocks:
             with gr.Column():
                 label = gr.Label(label="Confidence", num_top_classes=len(CLASS_NAMES))
         gr.Markdown(f"{ABOUT}\n\nRecipe `{info.recipe}`, {width} x {height} pixels.")
+        _hand_over_files_unopened(image)
         image.change(classify, image, label, api_name="predict")
     return app
+
+
+def _hand_over_files_unopened(image: gr.Image) -> None:
+    """Give the uploaded file to `decode_image` as it is, without Gradio opening it first.
+
+    Gradio answers a file that is no image with its own long text, server paths included. It has
+    checked before this step that the path is that of an upload.
+    """
+    open_first = image.preprocess
+
+    def preprocess(payload: Any) -> Any:
+        return payload.path if payload is not None and payload.path else open_first(payload)
+
+    image.preprocess = preprocess
 
 
 def launch(

@@ -1,6 +1,7 @@
 """Write files so that each is whole or not there."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Write JSON-ready values, indented for readers."""
-    text = json.dumps(value, indent=2) + "\n"
+    """Write JSON-ready values, indented for readers; NaN, which JSON does not know, as null."""
+    text = json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n"
     return write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
@@ -51,3 +52,11 @@ def read_json(path: Path) -> Any:
 def write_csv(path: Path, table: pd.DataFrame, *, index: bool = False) -> Path:
     """Write a table as CSV."""
     return write_atomically(path, lambda part: table.to_csv(part, index=index))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -55,8 +55,10 @@ def decode_image(
         raise
     # Pillow's decoders raise many kinds of errors on damaged files, SyntaxError among them.
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        # Not Pillow's own text: it holds the full path, which the demo must not show.
+        reason = getattr(error, "strerror", None) or "damaged, cut off, or no image at all"
         raise InputError(
-            f"{Path(path).name}: cannot be read as an image; use a whole JPEG or PNG file ({error})"
+            f"{Path(path).name}: cannot be read as an image ({reason}); use a JPEG or PNG file"
         ) from error
     height, width = image_size
     return np.asarray(upright.resize((width, height), RESAMPLING[resize]))

@@ -94,7 +94,7 @@ def plot_images(
     """A grid of images, uint8 (height, width, 3) each, with a title above each."""
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(2.6 * columns, 2.7 * rows), squeeze=False, layout="constrained"
+        rows, columns, figsize=(2.0 * columns, 1.9 * rows), squeeze=False, layout="constrained"
     )
     colors = colors or ["black"] * len(images)
     for ax in axes.flat:
@@ -126,7 +126,7 @@ def plot_probabilities(probabilities: dict[str, float], ax: Axes | None = None) 
     bars = ax.barh([names[c] for c in codes], [probabilities[c] for c in codes])
     ax.bar_label(bars, fmt="{:.1%}", padding=3)
     ax.invert_yaxis()
-    ax.set(xlim=(0, 1.12), xlabel="confidence", ylabel="")
+    ax.set(xlim=(0, 1.2), xlabel="confidence", ylabel="")
     return ax
 
 

@@ -83,10 +83,21 @@ def test_a_turned_upload_is_turned_upright(client, picture, tmp_path):
     )
 
 
-def test_an_upload_that_is_no_image_gets_an_error_and_no_answer(client, tmp_path):
+def test_an_upload_that_is_no_image_gets_a_clear_message_without_paths(client, tmp_path):
     (tmp_path / "text.jpg").write_text("not an image")
-    with pytest.raises(AppError):
+    with pytest.raises(AppError, match=r"text\.jpg: cannot be read as an image") as caught:
         ask(client, tmp_path / "text.jpg")
+    assert "/" not in str(caught.value).replace("https://", "")
+
+
+def test_a_file_of_the_server_is_not_an_upload(demo, picture):
+    """Only what was uploaded can be asked for, not any path on the server."""
+    asked = {"data": [{"path": str(picture), "meta": {"_type": "gradio.FileData"}}]}
+    call = f"{demo.local_url}gradio_api/call/predict"
+    event = httpx.post(call, json=asked).json()["event_id"]
+    answer = httpx.get(f"{call}/{event}").text
+    assert "event: error" in answer
+    assert "confidence" not in answer
 
 
 def test_a_truncated_image_gets_a_clear_message(client, picture, tmp_path):

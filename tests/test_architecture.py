@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "skinlesion"
 
-# From docs/architecture.md: a file imports only from files above it.
+# The list in the README, from top to bottom: a file imports only from files above it.
 ORDER = [
     "errors",
     "files",

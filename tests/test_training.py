@@ -88,7 +88,8 @@ def test_the_model_ends_with_the_weights_of_the_best_epoch(tmp_path):
     model, history = train(tmp_path, settings)
     images, labels = random_images(16, 2)
     y_prob = model.predict_on_batch(images.astype("float32"))
-    loss = -np.log(y_prob[np.arange(16), labels]).mean()
+    # Keras bounds probabilities the same way.
+    loss = -np.log(y_prob[np.arange(16), labels].clip(1e-7, 1 - 1e-7)).mean()
     assert loss == pytest.approx(history["val_loss"].min(), rel=1e-3)
 
 
@@ -97,8 +98,6 @@ def test_frozen_layers_keep_their_weights_until_fine_tuning(tmp_path):
     settings = config(epochs=1)
     model, _ = build(settings, frozen)
     before = {n: model.get_layer("resnet50").get_layer(n).get_weights() for n in frozen}
-    _, history = train(tmp_path / "a", settings, frozen)
-    assert history["phase"].tolist() == ["frozen"]
 
     def changed(trained):
         backbone = trained.get_layer("resnet50")
@@ -113,8 +112,9 @@ def test_frozen_layers_keep_their_weights_until_fine_tuning(tmp_path):
             )
         }
 
-    assert changed(train(tmp_path / "a", settings, frozen)[0]) == set()
-    # A rate high enough that the second epoch is seen; its best epoch may still be the first.
+    kept, history = train(tmp_path / "a", settings, frozen)
+    assert history["phase"].tolist() == ["frozen"]
+    assert changed(kept) == set()
     tuned = config(epochs=1, frozen_share=0.0)
     assert changed(train(tmp_path / "b", tuned, frozen)[0]) == {"conv3_block1_1_conv"}
 

@@ -1,0 +1,34 @@
+import json
+
+import pytest
+
+from skinlesion.errors import InputError
+from skinlesion.files import read_json, write_atomically, write_json
+
+
+def test_nan_is_written_as_null(tmp_path):
+    write_json(tmp_path / "a.json", {"x": [float("nan"), 0.5, (1, None)], "y": "nan"})
+    assert json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail) == {
+        "x": [None, 0.5, [1, None]],
+        "y": "nan",
+    }
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def write_half(part):
+        part.write_text("ne")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match=r"a\.txt: cannot be written \(No space left on device\)"):
+        write_atomically(path, write_half)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_what_is_no_json_is_refused_by_name(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(InputError, match=r"a\.json: cannot be read as JSON"):
+        read_json(tmp_path / "a.json")
