@@ -64,6 +64,8 @@ def copy(data: str | Path | None, out: Path) -> GatherReport:
         f"copy: {report.linked + report.copied + report.kept:,} images in {out} "
         f"({report.linked:,} linked, {report.copied:,} copied, {report.kept:,} there already)"
     )
+    if is_sample(source):
+        _say(SYNTHETIC_NOTE)
     return report
 
 
