@@ -87,9 +87,10 @@ def test_the_model_ends_with_the_weights_of_the_best_epoch(tmp_path):
     settings = config(epochs=4, head_learning_rate=0.01, class_weights="none", seed=3)
     model, history = train(tmp_path, settings)
     images, labels = random_images(16, 2)
-    y_prob = model.predict_on_batch(images.astype("float32"))
-    # Keras bounds probabilities the same way.
-    loss = -np.log(y_prob[np.arange(16), labels].clip(1e-7, 1 - 1e-7)).mean()
+    model.compile(loss="categorical_crossentropy")
+    loss = model.evaluate(images.astype("float32"), np.eye(7)[labels], verbose=0)
+    # At this rate the loss jumps about: the best epoch is not the last one.
+    assert history["val_loss"].idxmin() < 3
     assert loss == pytest.approx(history["val_loss"].min(), rel=1e-3)
 
 
