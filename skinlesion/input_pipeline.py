@@ -90,6 +90,8 @@ def load_images(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         loading = progress_bar(pool.map(load, range(len(paths))), "decoding images", len(paths))
         errors = [error for error in loading if error]
+    if len(errors) == 1:
+        raise InputError(errors[0])
     if errors:
         raise InputError(f"{len(errors):,} images cannot be used: {name_some(errors, shown=3)}")
     return images

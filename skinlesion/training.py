@@ -114,6 +114,7 @@ def fit(
     log = HistoryLog(run / "history.csv", images=len(train[1]))
     best = run / "checkpoints" / "best.weights.h5"
     best.parent.mkdir(parents=True, exist_ok=True)
+    best.unlink(missing_ok=True)  # of an interrupted run
     checkpoint = keras.callbacks.ModelCheckpoint(
         best, monitor=MONITOR, save_best_only=True, save_weights_only=True
     )
@@ -143,7 +144,7 @@ def fit(
             callbacks=[log, checkpoint, keras.callbacks.TerminateOnNaN(), *_callbacks(config)],
             verbose=verbose,
         )
-        if not log.rows or not np.isfinite(log.rows[-1]["loss"]):
+        if not best.is_file() or not np.isfinite(log.rows[-1]["loss"]):
             raise FloatingPointError(
                 f"the loss is no longer a number in phase {phase.name}: lower the learning rate"
             )

@@ -7,6 +7,7 @@ at once.
 
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -91,7 +92,7 @@ def split(
     if not out.is_file():
         write_csv(out, made)
         _say(f"split: wrote {out}")
-    elif read_split(out).equals(made.astype(str).reset_index(drop=True)):
+    elif _same_split(read_split(out), made):
         _say(f"split: {out} is there already")
     else:
         raise InputError(f"{out}: holds another split; delete it or name another file with --out")
@@ -133,10 +134,10 @@ def train(
     """
     source = find_dataset(data)
     table = load_metadata(source)
-    if _is_finished(run, config, table):
+    made = read_split(splits) if splits else make_split(table, config.split, seed=config.seed)
+    if _is_finished(run, config, table, made):
         _say(f"train: {run} is finished already with these settings")
         return run
-    made = read_split(splits) if splits else make_split(table, config.split, seed=config.seed)
     joined = join_split(table, made)
     rows = {name: joined[joined["split"] == name] for name in SPLITS}
     rows["train"] = take_limited(rows["train"], config.limit, seed=config.seed)
@@ -152,7 +153,10 @@ def train(
     training.seed_everything(config)
     model, loaded = _build_model(config, may_do_without_weights=synthetic)
     _say(f"train: {loaded}")
-    # Only now is the run directory touched: a mistake above leaves nothing behind.
+    # Only now is the run directory touched: a mistake above leaves nothing behind. What an earlier
+    # model said about the test images must not be taken for this one's.
+    (run / "predictions_test.csv").unlink(missing_ok=True)
+    shutil.rmtree(run / "evaluation", ignore_errors=True)
     write_csv(run / "splits.csv", made)
     write_json(run / "config.json", _describe_run(config, loaded, table, synthetic=synthetic))
     decoded = {
@@ -312,7 +316,7 @@ def _build_model(config: Config, *, may_do_without_weights: bool) -> tuple[Any, 
         return build("none")
 
 
-def _is_finished(run: Path, config: Config, table: pd.DataFrame) -> bool:
+def _is_finished(run: Path, config: Config, table: pd.DataFrame, made: pd.DataFrame) -> bool:
     """Whether the run directory holds a finished run of these settings on this dataset."""
     if not (run / "config.json").is_file():
         return False
@@ -323,7 +327,16 @@ def _is_finished(run: Path, config: Config, table: pd.DataFrame) -> bool:
     if other:
         raise InputError(f"{run}: finished with other settings ({other}); name another --run")
     _require_same_dataset(run, table)
+    if not _same_split(read_split(run / "splits.csv"), made):
+        raise InputError(f"{run}: finished with another split; name another --run")
     return True
+
+
+def _same_split(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    def sides(split: pd.DataFrame) -> dict[str, str]:
+        return dict(zip(split["image_id"], split["split"], strict=True))
+
+    return sides(one) == sides(other)
 
 
 def _require_same_dataset(run: Path, table: pd.DataFrame) -> None:

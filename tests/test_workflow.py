@@ -56,6 +56,20 @@ def test_a_run_of_other_settings_is_refused_with_the_difference(sample, trained_
         workflow.train(sample, trained_run, other)
 
 
+def test_a_run_of_another_split_is_refused(sample, tiny_config, trained_run, tmp_path):
+    workflow.split(sample, tmp_path / "splits.csv", seed=7)
+    with pytest.raises(InputError, match="another split"):
+        workflow.train(sample, trained_run, tiny_config, splits=tmp_path / "splits.csv")
+
+
+def test_training_again_forgets_what_the_old_model_said(sample, tiny_config, run_copy):
+    workflow.evaluate(run_copy, data=sample)
+    shutil.rmtree(run_copy / "model")
+    workflow.train(sample, run_copy, tiny_config)
+    assert not (run_copy / "predictions_test.csv").exists()
+    assert not (run_copy / "evaluation").exists()
+
+
 def test_another_dataset_is_refused(flat_data, tiny_config, trained_run):
     with pytest.raises(InputError, match="another dataset"):
         workflow.train(flat_data, trained_run, tiny_config)
