@@ -24,6 +24,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of HAM10000")
+    parser.add_argument(
+        "--settings",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help="""changes to the recipe, such as '{"epochs": 6, "image_size": [128, 128]}'""",
+    )
     parser.add_argument("--no-serve", action="store_true", help="stop before serving the page")
     parser.add_argument("--port", default="7860", metavar="N", help="default: 7860")
     arguments = parser.parse_args()
@@ -33,6 +40,7 @@ def main() -> None:
     else:
         data, work, settings = Path("outputs/sample"), Path("outputs/sample_run"), SAMPLE_SETTINGS
         run(python, "-m", "skinlesion", "sample", data)
+    settings = settings | arguments.settings
     options = ["--data", data, "--work", work, f"--set=settings={json.dumps(settings)}"]
     run(python, "scripts/run_notebooks.py", *options)
     if not arguments.no_serve:
