@@ -1,15 +1,18 @@
 """The demo as a running server, asked by Gradio's own client."""
 
+import ast
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import httpx
+import nbformat
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from nbclient import NotebookClient
 from PIL import Image
 
 from skinlesion import app
@@ -18,6 +21,8 @@ from skinlesion.evaluation import read_predictions
 from skinlesion.labels import CLASS_CODES, CLASS_NAMES, DISCLAIMER, SYNTHETIC_NOTE
 from skinlesion.predictor import Predictor
 from skinlesion.workflow import predict
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +59,25 @@ def test_all_seven_full_names_and_confidences_that_add_up(client, picture):
     assert sum(confidences.values()) == pytest.approx(1, abs=1e-5)
 
 
+def in_a_notebook(run, path):
+    """`dx` code to probability, from notebook 5's own prediction cell, run in a kernel."""
+    cells = nbformat.read(NOTEBOOKS / "05_gradio_demo.ipynb", as_version=4).cells
+    (cell,) = [cell for cell in cells if "prediction = predictor.predict(" in cell.source]
+    before = (
+        "from pathlib import Path\nfrom skinlesion.dataset import is_sample\n"
+        f"run, images, image = Path({str(run)!r}), Path({str(path.parent)!r}), {str(path)!r}"
+    )
+    sources = (before, cell.source, "prediction.probabilities")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
+    answer = NotebookClient(notebook, kernel_name="python3").execute().cells[-1].outputs[0]
+    return ast.literal_eval(answer.data["text/plain"])
+
+
 def test_page_command_line_bundle_and_predictor_agree(client, trained_run, picture, tmp_path):
     """One image, one answer: through the page, the file, the bundle and a fresh process."""
     page = ask(client, picture)
     page = [page[name] for name in CLASS_NAMES]
-    in_notebook = Predictor.load(trained_run).predict(picture).probabilities
+    in_notebook = in_a_notebook(trained_run, picture)
     from_bundle = Predictor.load(trained_run / "model").predict(picture).probabilities
     predict(trained_run, [picture], tmp_path / "called.csv")
     command = [sys.executable, "-m", "skinlesion", "predict", "--run", trained_run, picture]
