@@ -65,8 +65,8 @@ class RandomAffine(keras.layers.Layer):
         zoom_y = 1 + self._uniform(count, self.zoom)
         zoom_x = zoom_y if self.keep_aspect else 1 + self._uniform(count, self.zoom)
         if self.flip:
-            zoom_x = zoom_x * ops.sign(self._uniform(count, 1.0))
-            zoom_y = zoom_y * ops.sign(self._uniform(count, 1.0))
+            zoom_x = zoom_x * ops.where(self._uniform(count, 1.0) < 0, -1.0, 1.0)
+            zoom_y = zoom_y * ops.where(self._uniform(count, 1.0) < 0, -1.0, 1.0)
         cos, sin = ops.cos(angle), ops.sin(angle)
         center_x, center_y = (width - 1) / 2, (height - 1) / 2
         a, b = cos * zoom_x, -sin * zoom_y

@@ -61,8 +61,8 @@ class Config:
         batch_norm_momentum: of the BatchNorm layers that were not pretrained.
         class_weights: `balanced` weighs each class by the inverse of its frequency, in training
             and in the validation loss, so that every class counts the same.
-        schedule: `cosine` warms up and decays to zero in each phase; `plateau` lowers the rate
-            when `plateau_monitor` stands still.
+        schedule: `cosine` warms up and decays to a hundredth in each phase; `plateau` lowers the
+            rate when `plateau_monitor` stands still.
         plateau_monitor: quantity that `plateau` watches.
         plateau_patience: epochs without progress before the rate is lowered.
         plateau_factor: what the rate is multiplied by.

@@ -105,6 +105,11 @@ def gather_images(data: Path, out: Path) -> GatherReport:
         raise InputError(f"{out}: lies in {data} or holds it; choose a folder apart from it")
     images = list_images(data)
     out.mkdir(parents=True, exist_ok=True)
+    other = sorted(path.name for path in out.glob("*.jpg") if path.stem not in images)
+    if other:
+        raise InputError(
+            f"{out}: holds images of another dataset ({name_some(other)}); choose an empty folder"
+        )
     for leftover in out.glob("*.part"):
         leftover.unlink()
     extras = [data / name for name in (METADATA_NAME, SAMPLE_MARKER) if (data / name).is_file()]

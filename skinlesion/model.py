@@ -199,6 +199,10 @@ def _layers_in(path: Path) -> set[str]:
     try:
         with h5py.File(path) as file:
             root = file.get("model_weights", file)
-            return {name for name, group in root.items() if len(group)}
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read as an HDF5 file of weights ({error})") from error
+            # By the list that Keras itself goes by, not by the groups: what it skips is not loaded.
+            listed = [n.decode() if isinstance(n, bytes) else n for n in root.attrs["layer_names"]]
+            return {name for name in listed if len(root[name])}
+    except (OSError, KeyError) as error:
+        raise InputError(
+            f"{path}: cannot be read as a legacy Keras HDF5 file of weights ({error})"
+        ) from error

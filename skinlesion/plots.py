@@ -138,7 +138,7 @@ def caption(figure: Figure | SubFigure, *, synthetic: bool) -> None:
 
 def save_figure(figure: Figure | SubFigure, path: Path) -> Path:
     """Write a figure as PNG and close it."""
-    whole = figure.get_figure(root=True)
+    whole = figure.figure
     write_atomically(path, lambda part: whole.savefig(part, dpi=120, bbox_inches="tight"))
     plt.close(whole)
     return path

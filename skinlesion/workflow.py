@@ -19,7 +19,14 @@ import pandas as pd
 
 from skinlesion import __version__, evaluation
 from skinlesion.config import Config, config_from_dict, differences, make_config
-from skinlesion.dataset import GatherReport, find_dataset, gather_images, is_sample
+from skinlesion.dataset import (
+    METADATA_NAME,
+    GatherReport,
+    find_dataset,
+    gather_images,
+    is_sample,
+    list_images,
+)
 from skinlesion.errors import InputError, name_some
 from skinlesion.files import read_json, write_csv, write_json
 from skinlesion.input_pipeline import decode_image, load_images
@@ -57,10 +64,14 @@ def copy(data: str | Path | None, out: Path) -> GatherReport:
         data: the dataset; None looks in `HAM10000_DIR` and on Kaggle's mounts, then downloads it.
         out: folder to fill; a dataset itself afterwards.
     """
-    source = find_dataset(data)
+    # The metadata is put in place last: where it is, all images are, and the source is not needed.
+    source = out if data is None and (out / METADATA_NAME).is_file() else find_dataset(data)
     if not out.is_dir():
         _say(f"copy: gathering the images of {source} in {out} (up to some minutes)")
-    report = gather_images(source, out)
+    if source == out:
+        report = GatherReport(linked=0, copied=0, kept=len(list_images(out)))
+    else:
+        report = gather_images(source, out)
     _say(
         f"copy: {report.linked + report.copied + report.kept:,} images in {out} "
         f"({report.linked:,} linked, {report.copied:,} copied, {report.kept:,} there already)"
@@ -278,6 +289,8 @@ def predict(run: Path, paths: Sequence[str | Path], out: Path) -> pd.DataFrame:
     y_prob = predictor.predict_probabilities(files)
     names = [path.stem for path in files]
     evaluation.write_predictions(out, names, y_prob)
+    if predictor.bundle.info.synthetic:
+        _say(SYNTHETIC_NOTE)
     _say(f"predict: wrote {len(files):,} predictions to {out}")
     top = y_prob.argmax(axis=1)
     return pd.DataFrame(

@@ -114,3 +114,9 @@ def test_the_sample_stays_marked_when_gathered(sample, tmp_path):
     assert is_sample(tmp_path / "all")
     # Masks are no images of the dataset.
     assert len(list_images(tmp_path / "all")) == 84
+
+
+def test_two_datasets_are_not_mixed_in_one_folder(sample, flat_data, tmp_path):
+    gather_images(sample, tmp_path / "all")
+    with pytest.raises(InputError, match="holds images of another dataset"):
+        gather_images(flat_data, tmp_path / "all")

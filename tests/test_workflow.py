@@ -118,6 +118,11 @@ def test_a_given_split_file_is_used(sample, tmp_path):
     assert read_split(run / "splits.csv").equals(split.astype(str))
 
 
+def test_gathered_images_need_their_source_no_longer(sample, tmp_path):
+    workflow.copy(sample, tmp_path / "images")
+    assert workflow.copy(None, tmp_path / "images").kept == 84
+
+
 class TestSplit:
     def test_repeating_keeps_the_file(self, sample, tmp_path, capsys):
         out = tmp_path / "splits.csv"
