@@ -28,7 +28,7 @@ class GatherReport:
     kept: int
 
 
-def find_dataset(data: str | Path | None = None, *, download: bool = True) -> Path:
+def find_dataset(data: str | Path | None = None) -> Path:
     """The folder that holds `HAM10000_metadata.csv` and, somewhere below it, the images.
 
     Tried in this order: `data`; the variable `HAM10000_DIR`; the two places where Kaggle mounts
@@ -48,8 +48,6 @@ def find_dataset(data: str | Path | None = None, *, download: bool = True) -> Pa
         "name its folder with --data DIR (or the variable HAM10000_DIR), attach the dataset "
         f"{KAGGLE_HANDLE} on Kaggle, or connect to the internet so that it can be downloaded"
     )
-    if not download:
-        raise InputError(f"HAM10000 is not on this machine: {ways}")
     import kagglehub
 
     print(f"HAM10000 is not on this machine: downloading it from Kaggle ({KAGGLE_HANDLE})")

@@ -59,7 +59,8 @@ def test_the_whole_way(tmp_path):
     for step in steps:
         finished = skinlesion(*step)
         assert finished.returncode == 0, finished.stderr
-    assert "synthetic" in finished.stdout.lower() or "not for clinical use" in finished.stdout
+    assert "Synthetic sample" in finished.stdout
+    assert "not for clinical use" in finished.stdout
     assert pd.read_csv(tmp_path / "p.csv")["image"].tolist() == ["ISIC_9000001"]
     assert (run / "evaluation" / "metrics.json").is_file()
 
