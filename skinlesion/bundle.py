@@ -28,8 +28,7 @@ class BundleInfo:
         resize: how images are brought to that size.
         recipe: name of the recipe.
         synthetic: whether the model was trained on the synthetic sample.
-        calibration: reserved for temperature and operating points; None for as long as
-            probabilities are used as the network gives them.
+        calibration: `calibration.Calibration` as a dictionary; None until it is fitted.
         foreign_image_gate: reserved for the threshold that turns away foreign images; None: none.
     """
 

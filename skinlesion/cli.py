@@ -22,6 +22,7 @@ the usual order:
   python -m skinlesion split --data images --out splits.csv
   python -m skinlesion train --data images --splits splits.csv --run runs/first
   python -m skinlesion evaluate --data images --run runs/first
+  python -m skinlesion audit splits.csv --data images  does a lesion appear in train and test?
   python -m skinlesion demo --run runs/first           a page in the browser
 
 --data may be left out where the variable HAM10000_DIR is set, on Kaggle with the dataset attached,
@@ -35,13 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0; 2 for bad input, with one line that says what is wrong; 1 for failures.
+        0; 2 for bad input, with one line that says what is wrong; 1 for failures and for findings
+        of `audit`.
     """
     # TensorFlow reads this when it is imported: without it, warnings bury our own messages.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     arguments = build_parser().parse_args(argv)
     try:
-        arguments.run_command(arguments)
+        return arguments.run_command(arguments) or 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -54,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             kind = type(error).__name__
             print(f"error: {kind}: {error} (--debug shows where)", file=sys.stderr)
         return BAD_INPUT if isinstance(error, InputError) else FAILURE
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,8 +71,12 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sample(commands)
     _add_copy(commands)
     _add_split(commands)
+    _add_audit(commands)
+    _add_find_near_duplicates(commands)
     _add_train(commands)
     _add_evaluate(commands)
+    _add_score(commands)
+    _add_compare(commands)
     _add_predict(commands)
     _add_demo(commands)
     for command in commands.choices.values():
@@ -115,6 +120,7 @@ def _add_split(commands: argparse._SubParsersAction) -> None:
             recipe=arguments.recipe,
             seed=arguments.seed,
             fold=arguments.fold,
+            near_duplicates=arguments.near_duplicates,
         )
 
     parser = commands.add_parser("split", help="divide the images into train, validation and test")
@@ -126,6 +132,40 @@ def _add_split(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--fold", type=_fold, metavar="K/N", help="fold K of N is test, numbered from 1"
     )
+    _add_near_duplicates(parser)
+    parser.set_defaults(run_command=run)
+
+
+def _add_audit(commands: argparse._SubParsersAction) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        from skinlesion import workflow
+
+        found = workflow.audit(
+            arguments.splits, data=arguments.data, near_duplicates=arguments.near_duplicates
+        )
+        return 0 if found.is_clean else FAILURE
+
+    parser = commands.add_parser("audit", help="look for leaks in a split file; status 1 if any")
+    parser.add_argument("splits", type=Path, metavar="CSV", help="with image_id and split")
+    _add_data(parser)
+    _add_near_duplicates(parser)
+    parser.set_defaults(run_command=run)
+
+
+def _add_find_near_duplicates(commands: argparse._SubParsersAction) -> None:
+    def run(arguments: argparse.Namespace) -> None:
+        from skinlesion import workflow
+
+        workflow.find_near_duplicates(
+            arguments.data, arguments.out, weights=arguments.weights or "imagenet"
+        )
+
+    parser = commands.add_parser(
+        "near-duplicates", help="find images of one lesion under different lesion ids"
+    )
+    _add_data(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="CSV", help="list to write")
+    _add_weights(parser)
     parser.set_defaults(run_command=run)
 
 
@@ -151,12 +191,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     _add_run(parser, "run directory to make")
     _add_recipe(parser)
     parser.add_argument("--splits", type=Path, metavar="CSV", help="split file; default: as recipe")
-    parser.add_argument(
-        "--weights",
-        default=default_weights(),
-        metavar="imagenet|none|FILE",
-        help="pretrained weights of the backbone (default: SKINLESION_WEIGHTS, else imagenet)",
-    )
+    _add_weights(parser)
     parser.add_argument("--image-size", type=_positive, nargs=2, metavar=("H", "W"))
     parser.add_argument("--epochs", type=_positive, metavar="N", help="all phases together")
     parser.add_argument("--batch-size", type=_positive, metavar="N")
@@ -167,13 +202,68 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     def run(arguments: argparse.Namespace) -> None:
-        from skinlesion import workflow
+        from skinlesion import assessment
 
-        workflow.evaluate(arguments.run, data=arguments.data)
+        runs, data, out, tta = arguments.run, arguments.data, arguments.out, arguments.tta
+        if (arguments.images is None) != (arguments.truth is None):
+            raise InputError("--images and --truth belong together: name both or none")
+        if out is None and (arguments.images or len(runs) > 1):
+            raise InputError("name a folder for the results with --out DIR")
+        if arguments.images:
+            assessment.evaluate_external(
+                runs, arguments.images, arguments.truth, out, metadata=arguments.metadata, tta=tta
+            )
+        elif len(runs) > 1:
+            assessment.evaluate_together(runs, out, data=data, tta=tta)
+        elif out is not None:
+            raise InputError("a run is evaluated in its own folder: leave out --out")
+        else:
+            assessment.evaluate(runs[0], data=data, tta=tta)
 
-    parser = commands.add_parser("evaluate", help="test a run: figures with 95 %% intervals, plots")
-    _add_run(parser, "finished run directory")
+    parser = commands.add_parser(
+        "evaluate",
+        help="test a run: figures with 95 %% intervals, plots",
+        description="Test a run on the test images of its split; several runs, as an ensemble or "
+        "as folds; or any of these on other images (--images, --truth).",
+    )
+    parser.add_argument(
+        "--run", type=Path, required=True, nargs="+", metavar="RUN", help="finished run directories"
+    )
     _add_data(parser)
+    parser.add_argument("--tta", action="store_true", help="average over mirrored images")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="other images to test on")
+    parser.add_argument("--truth", type=Path, metavar="CSV", help="their truth, ISIC 2018 form")
+    _add_metadata(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results")
+    parser.set_defaults(run_command=run)
+
+
+def _add_score(commands: argparse._SubParsersAction) -> None:
+    def run(arguments: argparse.Namespace) -> None:
+        from skinlesion import assessment
+
+        assessment.score(
+            arguments.predictions, arguments.truth, arguments.out, metadata=arguments.metadata
+        )
+
+    parser = commands.add_parser("score", help="figures of any predictions file, without a model")
+    parser.add_argument("--predictions", type=Path, required=True, metavar="CSV")
+    parser.add_argument("--truth", type=Path, required=True, metavar="CSV", help="one 1.0 a row")
+    _add_metadata(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
+    parser.set_defaults(run_command=run)
+
+
+def _add_compare(commands: argparse._SubParsersAction) -> None:
+    def run(arguments: argparse.Namespace) -> None:
+        from skinlesion import assessment
+
+        assessment.compare(arguments.run_a, arguments.run_b, arguments.out)
+
+    parser = commands.add_parser("compare", help="differences of two evaluated runs, intervals")
+    parser.add_argument("run_a", type=Path, metavar="RUN_A")
+    parser.add_argument("run_b", type=Path, metavar="RUN_B")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
     parser.set_defaults(run_command=run)
 
 
@@ -219,6 +309,30 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_run(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--run", type=Path, required=True, metavar="RUN", help=what)
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        default=default_weights(),
+        metavar="imagenet|none|FILE",
+        help="pretrained weights of the backbone (default: SKINLESION_WEIGHTS, else imagenet)",
+    )
+
+
+def _add_near_duplicates(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--near-duplicates",
+        type=Path,
+        metavar="CSV",
+        help="pairs that show one lesion, from near-duplicates (default: HAM10000's)",
+    )
+
+
+def _add_metadata(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--metadata", type=Path, metavar="CSV", help="with HAM10000's columns: lesions, subgroups"
+    )
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,9 @@ METADATA_NAME = "HAM10000_metadata.csv"
 SAMPLE_MARKER = "SYNTHETIC_SAMPLE.json"
 """A folder with this file holds the synthetic sample, or images gathered from it."""
 
+MASKS_NAME = "masks"
+"""Folder of the sample with the outline of each lesion, a PNG named as the image, white inside."""
+
 COPY_THREADS = 8
 """Kaggle's mount answers slowly, one file at a time: several requests under way hide that."""
 
@@ -89,7 +92,7 @@ def list_images(data: Path) -> dict[str, Path]:
 
 
 def gather_images(data: Path, out: Path) -> GatherReport:
-    """Put every image of a dataset, and its metadata, directly into one folder.
+    """Put every image of a dataset, its metadata and masks, if any, into one folder.
 
     Hard links where the file system allows, copies otherwise. A file is whole or not there, so the
     call can be interrupted and repeated; files that are there already are kept. `out` is a dataset
@@ -112,6 +115,9 @@ def gather_images(data: Path, out: Path) -> GatherReport:
         leftover.unlink()
     extras = [data / name for name in (METADATA_NAME, SAMPLE_MARKER) if (data / name).is_file()]
     done = _place_all(images.values(), out)
+    if (data / MASKS_NAME).is_dir():
+        (out / MASKS_NAME).mkdir(exist_ok=True)
+        _place_all(sorted((data / MASKS_NAME).glob("*.png")), out / MASKS_NAME)
     for path in extras:
         # The metadata is read and edited by people: a hard link would let them change the source.
         _copy(path, out / path.name)

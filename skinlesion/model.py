@@ -1,15 +1,19 @@
-"""The network: preprocessing, a ResNet50 backbone and the original's head, in one model."""
+"""The network: preprocessing, a ResNet50 backbone and a head, in one model."""
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import keras
+import numpy as np
 
 from skinlesion.config import STAGES, Head, Preprocessing
 from skinlesion.errors import InputError
+from skinlesion.input_pipeline import load_images
 from skinlesion.labels import NUM_CLASSES
+from skinlesion.workspace import progress_bar
 
 BACKBONE_NAME = "resnet50"
 SMALLEST_SIZE: dict[Head, int] = {"original": 97, "pooled": 32}
@@ -146,6 +150,33 @@ def build_backbone(image_size: tuple[int, int], weights: str) -> tuple[keras.Mod
     except ValueError as error:
         raise InputError(f"{path}: does not fit Keras' ResNet50 ({error})") from error
     return backbone, LoadedWeights(weights, frozenset(names), len(ours))
+
+
+def compute_features(
+    paths: Sequence[Path], *, weights: str, image_size: tuple[int, int] = (120, 160)
+) -> np.ndarray:
+    """Describe images by the pooled output of ResNet50's middle stages, `conv3` and `conv4`.
+
+    Args:
+        paths: image files.
+        weights: as for `build_model`; random ones describe nothing.
+        image_size: (height, width) in pixels at which they are described.
+
+    Returns:
+        float32 (n, 1536).
+    """
+    backbone, _ = build_backbone(image_size, weights)
+    stages = ("conv3_block4_out", "conv4_block6_out")
+    pooled = [
+        keras.layers.GlobalAveragePooling2D()(backbone.get_layer(stage).output) for stage in stages
+    ]
+    describe = keras.Model(backbone.input, keras.layers.Concatenate()(pooled))
+    parts, starts = [], range(0, len(paths), 64)
+    for start in progress_bar(starts, "computing features", len(starts), unit="batch"):
+        images = load_images(paths[start : start + 64], image_size=image_size)
+        ready = keras.applications.resnet50.preprocess_input(images.astype(np.float32))
+        parts.append(describe.predict_on_batch(ready))
+    return np.concatenate(parts)
 
 
 def freeze_pretrained(model: keras.Model, loaded: LoadedWeights) -> None:

@@ -1,7 +1,8 @@
 """Every figure: takes data and an Axes or makes one, returns the Axes, never calls `show()`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,8 +10,12 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import precision_recall_curve, roc_curve
 
+from skinlesion.calibration import sum_malignant
+from skinlesion.evaluation import BINS, MALIGNANT
 from skinlesion.files import write_atomically
 from skinlesion.labels import CLASS_CODES, CLASS_NAMES, SYNTHETIC_NOTE
 from skinlesion.split import SPLITS
@@ -106,16 +111,140 @@ def plot_images(
 
 
 def plot_sample_predictions(
-    images: Sequence[np.ndarray], y_true: np.ndarray, y_pred: np.ndarray, *, columns: int = 4
+    images: Sequence[np.ndarray], y_true: np.ndarray, y_prob: np.ndarray, *, columns: int = 4
 ) -> Figure:
-    """A grid of images titled with the true and the predicted class, green when right, else red."""
-    pairs = list(zip(y_true, y_pred, strict=True))
+    """A grid of images titled with the true and the predicted class, green when right, else red.
+
+    Args:
+        images: n images, uint8 (height, width, 3).
+        y_true: int (n,).
+        y_prob: float (n, 7); the confidence stands beside the predicted class.
+        columns: images in a row.
+    """
+    pairs = list(zip(y_true, y_prob.argmax(axis=1), y_prob.max(axis=1), strict=True))
     return plot_images(
         images,
-        [f"true {CLASS_CODES[true]}\npredicted {CLASS_CODES[pred]}" for true, pred in pairs],
-        colors=[RIGHT if true == pred else WRONG for true, pred in pairs],
+        [f"true {CLASS_CODES[t]}\npredicted {CLASS_CODES[p]} {share:.0%}" for t, p, share in pairs],
+        colors=[RIGHT if true == pred else WRONG for true, pred, _ in pairs],
         columns=columns,
     )
+
+
+def plot_roc_curves(
+    y_true: np.ndarray, y_prob: np.ndarray, metrics: Mapping[str, Any], ax: Axes | None = None
+) -> Axes:
+    """ROC curve of each class against the rest, and of malignant against benign, with AUC.
+
+    Args:
+        y_true: int (n,).
+        y_prob: float (n, 7).
+        metrics: of the same images, from `evaluation.compute_metrics`.
+        ax: where to draw.
+    """
+    ax = ax or _new_axes(5.6, 5.2)
+    ax.plot([0, 1], [0, 1], color="lightgray", linestyle="--")
+    for name, truth, score, row, style in _against_the_rest(y_true, y_prob, metrics, "auc"):
+        ax.plot(*roc_curve(truth, score)[:2], label=f"{name} {_interval(row)}", **style)
+    ax.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC, one class against the rest")
+    ax.legend(fontsize=7, loc="lower right", title="AUC, 95 % interval", title_fontsize=7)
+    return ax
+
+
+def plot_precision_recall_curves(
+    y_true: np.ndarray, y_prob: np.ndarray, metrics: Mapping[str, Any], ax: Axes | None = None
+) -> Axes:
+    """Precision-recall curves, with average precision. Arguments: `plot_roc_curves`."""
+    ax = ax or _new_axes(5.6, 5.2)
+    curves = _against_the_rest(y_true, y_prob, metrics, "average_precision")
+    for name, truth, score, row, style in curves:
+        precision, recall, _ = precision_recall_curve(truth, score)
+        ax.plot(
+            recall, precision, drawstyle="steps-post", label=f"{name} {_interval(row)}", **style
+        )
+    ax.set(xlabel="sensitivity (recall)", ylabel="PPV (precision)", ylim=(0, 1.03))
+    ax.set_title("Precision and recall, one class against the rest")
+    ax.legend(fontsize=7, loc="lower left", title="average precision, 95 %", title_fontsize=7)
+    return ax
+
+
+def plot_reliability(
+    y_true: np.ndarray, y_probs: Mapping[str, np.ndarray], ax: Axes | None = None
+) -> Axes:
+    """Reliability diagram: how often the top class is right, by how confident the model is.
+
+    Args:
+        y_true: int (n,).
+        y_probs: name to float (n, 7), such as before and after calibration.
+        ax: where to draw.
+    """
+    ax = ax or _new_axes(5.2, 5)
+    ax.plot([0, 1], [0, 1], color="lightgray", linestyle="--", label="as confident as right")
+    for color, (name, y_prob) in enumerate(y_probs.items()):
+        confidence, right = y_prob.max(axis=1), y_prob.argmax(axis=1) == y_true
+        share, mean = calibration_curve(right, confidence.clip(0, 1), n_bins=BINS)
+        ax.plot(mean, share, marker="o", markersize=4, color=f"C{color}", label=name)
+        # A histogram along the bottom: points that stand on few images say little.
+        height, edges = np.histogram(confidence, np.linspace(0, 1, BINS + 1))
+        ax.stairs(0.2 * height / max(1, height.max()), edges, color=f"C{color}", alpha=0.6)
+    ax.set(xlabel="confidence", ylabel="share right", xlim=(0, 1), ylim=(0, 1.02))
+    ax.set_title("Reliability (steps below: images at that confidence)", fontsize=10)
+    ax.legend(loc="upper left")
+    return ax
+
+
+def plot_risk_coverage(referral: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
+    """Error and missed malignant lesions, by the share of images judged without a doctor.
+
+    Args:
+        referral: from `calibration.compute_referral`.
+        ax: where to draw.
+    """
+    ax = ax or _new_axes(6, 4)
+    coverage = [row["coverage"] for row in referral]
+    names = {"error": "judged wrongly", "missed": "malignant images called benign, not referred"}
+    for name, label in names.items():
+        low, value, high = (
+            np.array([r[name][end] for r in referral], float) for end in ("low", "value", "high")
+        )
+        ax.plot(coverage, value, marker="o", markersize=3, label=label)
+        ax.fill_between(coverage, low, high, alpha=0.15)
+    ax.set(xlabel="images judged, the rest referred", ylabel="share", xlim=(0, 1), ylim=(0, None))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(PercentFormatter(1))
+    ax.set_title("Risk when uncertain images are referred")
+    ax.legend()
+    return ax
+
+
+def plot_forest(
+    rows: pd.DataFrame, *, title: str, reference: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """Figures with their intervals, one below the other.
+
+    Args:
+        rows: `label`, `value`, `low`, `high`.
+        title: of the plot.
+        reference: where to draw a line, such as the figure of all images, or 0 for differences.
+        ax: where to draw.
+    """
+    ax = ax or _new_axes(6.5, 0.28 * len(rows) + 1.1)
+    positions = np.arange(len(rows))
+    if reference is not None:
+        ax.axvline(reference, color="lightgray", linestyle="--")
+    ax.hlines(positions, rows["low"], rows["high"], color="C0", linewidth=2, alpha=0.5)
+    ax.plot(rows["value"], positions, "o", color="C0", markersize=5)
+    ax.set_yticks(positions, rows["label"], fontsize=8)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_title(title)
+    return ax
+
+
+def plot_explanations(
+    images: Sequence[np.ndarray], overlays: Sequence[np.ndarray], titles: Sequence[str]
+) -> Figure:
+    """Pairs of an image and the same image with heat over it, two pairs in a row."""
+    pairs = [picture for pair in zip(images, overlays, strict=True) for picture in pair]
+    return plot_images(pairs, [text for title in titles for text in (title, "")])
 
 
 def plot_probabilities(probabilities: dict[str, float], ax: Axes | None = None) -> Axes:
@@ -146,6 +275,25 @@ def save_figure(figure: Figure | SubFigure, path: Path) -> Path:
 
 def _new_axes(width: float, height: float) -> Axes:
     return plt.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def _against_the_rest(
+    y_true: np.ndarray, y_prob: np.ndarray, metrics: Mapping[str, Any], figure: str
+) -> list[tuple[str, np.ndarray, np.ndarray, Mapping[str, float], dict[str, Any]]]:
+    """What to draw for each class that has cases, and for malignant against benign."""
+    curves: list[tuple[str, np.ndarray, np.ndarray, Mapping[str, float], dict[str, Any]]] = [
+        (code, y_true == c, y_prob[:, c], metrics["per_class"][code][figure], {"linewidth": 1.2})
+        for c, code in enumerate(CLASS_CODES)
+    ]
+    malignant = MALIGNANT[y_true]
+    row = metrics["overall"][f"malignant_{figure}"]
+    style = {"linewidth": 2.5, "color": "black"}
+    curves.append(("malignant", malignant, sum_malignant(y_prob), row, style))
+    return [curve for curve in curves if 0 < curve[1].sum() < len(y_true)]
+
+
+def _interval(row: Mapping[str, float]) -> str:
+    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 def _codes_and_names() -> list[tuple[str, str]]:

@@ -1,12 +1,14 @@
 """Images in, predictions out: the only code that turns images into predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from skinlesion.bundle import Bundle, load_bundle
+from skinlesion.calibration import Calibration, calibration_from_dict
+from skinlesion.errors import InputError
 from skinlesion.input_pipeline import load_images
 from skinlesion.labels import CLASS_CODES, CLASS_NAMES
 from skinlesion.workspace import progress_bar
@@ -53,25 +55,79 @@ class Predictor:
         """From a run directory or a bundle. Raises: `InputError`, as `load_bundle`."""
         return cls(load_bundle(Path(run)))
 
+    @property
+    def calibration(self) -> Calibration:
+        """What was fitted on the validation images. Raises: `InputError` where nothing was."""
+        if self.bundle.info.calibration is None:
+            raise InputError("this model was not calibrated: train it again")
+        return calibration_from_dict(self.bundle.info.calibration)
+
     def predict(self, path: str | Path) -> Prediction:
         """Predict one image file. Raises: `InputError` when it is no image."""
         y_prob = self.predict_probabilities([path])[0]
         return Prediction(Path(path).stem, dict(zip(CLASS_CODES, map(float, y_prob), strict=True)))
 
-    def predict_probabilities(self, paths: Sequence[str | Path]) -> np.ndarray:
+    def predict_probabilities(
+        self, paths: Sequence[str | Path], *, tta: bool = False
+    ) -> np.ndarray:
         """Predict many image files, a batch at a time, so that memory stays bounded.
 
+        Args:
+            paths: image files.
+            tta: test-time augmentation: the mean over the image and its mirror images, as
+                `predict_images` says.
+
         Returns:
-            float32 (n, 7), in the order of `paths` and of `labels.DIAGNOSES`.
+            float32 (n, 7), uncalibrated, in the order of `paths` and of `labels.DIAGNOSES`.
 
         Raises:
             InputError: some files are no images.
         """
-        info, starts = self.bundle.info, range(0, len(paths), BATCH_SIZE)
         parts = [np.empty((0, len(CLASS_CODES)), np.float32)]
-        for start in progress_bar(starts, "predicting", len(starts), unit="batch"):
-            images = load_images(
-                paths[start : start + BATCH_SIZE], image_size=info.image_size, resize=info.resize
-            )
-            parts.append(np.asarray(self.bundle.model.predict_on_batch(images.astype(np.float32))))
+        for batch in self._batches(paths, "predicting"):
+            parts.append(self.predict_images(batch, tta=tta))
         return np.concatenate(parts)
+
+    def predict_images(self, images: np.ndarray, *, tta: bool = False) -> np.ndarray:
+        """Predict decoded images.
+
+        Args:
+            images: uint8 (n, height, width, 3) at the model's size.
+            tta: the mean over the four mirror images, and, where images are square, over these
+                turned by 90 degrees too (Codella et al., arXiv:1902.03368, report such means for
+                the best entries of ISIC 2018).
+
+        Returns:
+            float32 (n, 7), uncalibrated.
+        """
+        views = _views(images) if tta else [images]
+        return np.mean([self._run(view) for view in views], axis=0)
+
+    def explain(self, paths: Sequence[str | Path], labels: np.ndarray) -> np.ndarray:
+        """Grad-CAM of image files: see `explanation.compute_grad_cam`."""
+        from skinlesion.explanation import compute_grad_cam
+
+        model, parts = self.bundle.model, []
+        for index, batch in enumerate(self._batches(paths, "explaining")):
+            start = index * BATCH_SIZE
+            parts.append(compute_grad_cam(model, batch, labels[start : start + BATCH_SIZE]))
+        return np.concatenate([np.empty((0, *self.bundle.info.image_size), np.float32), *parts])
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        parts = [np.empty((0, len(CLASS_CODES)), np.float32)]
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = np.asarray(images[start : start + BATCH_SIZE], np.float32)
+            parts.append(np.asarray(self.bundle.model.predict_on_batch(batch)))
+        return np.concatenate(parts)
+
+    def _batches(self, paths: Sequence[str | Path], title: str) -> Iterator[np.ndarray]:
+        info, starts = self.bundle.info, range(0, len(paths), BATCH_SIZE)
+        for start in progress_bar(starts, title, len(starts), unit="batch"):
+            chosen = paths[start : start + BATCH_SIZE]
+            yield load_images(chosen, image_size=info.image_size, resize=info.resize)
+
+
+def _views(images: np.ndarray) -> list[np.ndarray]:
+    mirrored = [images, images[:, ::-1], images[:, :, ::-1], images[:, ::-1, ::-1]]
+    square = images.shape[1] == images.shape[2]
+    return mirrored + [view.swapaxes(1, 2) for view in mirrored if square]

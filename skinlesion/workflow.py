@@ -1,24 +1,22 @@
-"""The steps as a user thinks of them; what the notebooks and the command line call.
+"""The steps up to a trained model, and prediction; what notebooks and command line call.
 
 Each step reads files and writes files, says what it does, can be repeated, and keeps finished work.
 Modules that import TensorFlow are imported by the steps that need it: copying and splitting start
 at once.
 """
 
+import dataclasses
 import os
 import platform
 import shutil
-import subprocess
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
-from skinlesion import __version__, evaluation
-from skinlesion.config import Config, config_from_dict, differences, make_config
+from skinlesion.calibration import fit_calibration
+from skinlesion.config import Config, differences, make_config
 from skinlesion.dataset import (
     METADATA_NAME,
     GatherReport,
@@ -28,29 +26,30 @@ from skinlesion.dataset import (
     list_images,
 )
 from skinlesion.errors import InputError, name_some
-from skinlesion.files import read_json, write_csv, write_json
-from skinlesion.input_pipeline import decode_image, load_images
+from skinlesion.files import write_csv, write_json
+from skinlesion.input_pipeline import load_images
+from skinlesion.isic_files import write_predictions
 from skinlesion.labels import CLASS_CODES, SYNTHETIC_NOTE
-from skinlesion.metadata import dataset_fingerprint, load_metadata
+from skinlesion.metadata import load_metadata, read_metadata
+from skinlesion.near_duplicates import read_near_duplicates
+from skinlesion.runs import describe_run, is_finished, is_same_split, read_run_config
 from skinlesion.split import (
     SPLITS,
+    Audit,
+    audit_split,
     count_by_class,
     join_split,
     make_split,
+    merge_lesions,
+    read_any_split,
     read_split,
-    shared_lesions,
     take_limited,
 )
-from skinlesion.workspace import is_watched
+from skinlesion.workspace import is_watched, say
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from skinlesion.model import LoadedWeights
-    from skinlesion.predictor import Predictor
 
-LIBRARIES = ("tensorflow", "keras", "numpy", "pandas", "scikit-learn", "pillow", "gradio")
-SHOWN_PREDICTIONS = 12
 CPU_CORE_RATE = 10
 """Training images a second and core at 128x128, seen on a server's processor."""
 GPU_RATE = 400
@@ -67,17 +66,17 @@ def copy(data: str | Path | None, out: Path) -> GatherReport:
     # The metadata is put in place last: where it is, all images are, and the source is not needed.
     source = out if data is None and (out / METADATA_NAME).is_file() else find_dataset(data)
     if not out.is_dir():
-        _say(f"copy: gathering the images of {source} in {out} (up to some minutes)")
+        say(f"copy: gathering the images of {source} in {out} (up to some minutes)")
     if source == out:
         report = GatherReport(linked=0, copied=0, kept=len(list_images(out)))
     else:
         report = gather_images(source, out)
-    _say(
+    say(
         f"copy: {report.linked + report.copied + report.kept:,} images in {out} "
         f"({report.linked:,} linked, {report.copied:,} copied, {report.kept:,} there already)"
     )
     if is_sample(source):
-        _say(SYNTHETIC_NOTE)
+        say(SYNTHETIC_NOTE)
     return report
 
 
@@ -88,8 +87,17 @@ def split(
     recipe: str = "default",
     seed: int | None = None,
     fold: tuple[int, int] | None = None,
+    near_duplicates: Path | None = None,
 ) -> pd.DataFrame:
     """Split a dataset into train, validation and test, and write the split file.
+
+    Args:
+        data: the dataset; None looks for it as `copy` does.
+        out: CSV file to write.
+        recipe: `original` splits as the original did; the others by lesion.
+        seed: another one draws another split of the same kind.
+        fold: (K, N): fold K of N is test.
+        near_duplicates: list of pairs to keep together; None takes the one for HAM10000.
 
     Returns:
         The split: image_id, lesion_id, dx, split.
@@ -98,27 +106,103 @@ def split(
         InputError: `out` holds another split, which is not overwritten.
     """
     config = make_config(recipe, seed=seed)
-    table = load_metadata(find_dataset(data))
-    made = make_split(table, config.split, seed=config.seed, fold=fold)
+    source = find_dataset(data)
+    table = load_metadata(source)
+    pairs = read_near_duplicates(near_duplicates)
+    made = make_split(table, config.split, seed=config.seed, fold=fold, pairs=pairs)
     if not out.is_file():
         write_csv(out, made)
-        _say(f"split: wrote {out}")
-    elif _same_split(read_split(out), made):
-        _say(f"split: {out} is there already")
+        say(f"split: wrote {out}")
+    elif is_same_split(read_split(out), made):
+        say(f"split: {out} is there already")
     else:
         raise InputError(f"{out}: holds another split; delete it or name another file with --out")
-    _say(describe_split(made))
+    if is_sample(source):
+        say(SYNTHETIC_NOTE)
+    if config.split == "grouped":
+        lesions = table["lesion_id"].nunique()
+        merged = lesions - merge_lesions(table, pairs).nunique()
+        say(f"split: {lesions:,} lesions, of which near duplicates merged {merged:,} with others")
+    say(count_by_class(made).to_string())
+    say(describe_leaks(audit_split(made, table, pairs)))
     return made
 
 
-def describe_split(table: pd.DataFrame) -> str:
-    """Counts by class, and which share of test images shows a lesion that is also elsewhere."""
-    leak = shared_lesions(table)
-    return (
-        f"{count_by_class(table).to_string()}\n"
-        f"test images whose lesion is also in train: {leak['train']:.1%}, "
-        f"in train or validation: {leak['train or validation']:.1%}"
-    )
+def audit(
+    splits: Path, *, data: str | Path | None = None, near_duplicates: Path | None = None
+) -> Audit:
+    """Say what is wrong with a split file, of this project or not.
+
+    Args:
+        splits: CSV file with `image_id` and `split`.
+        data: the dataset, of which only the metadata is read; None looks for it as `copy` does.
+        near_duplicates: list of pairs; None takes the one for HAM10000.
+    """
+    table = read_metadata(find_dataset(data) / METADATA_NAME)
+    found = audit_split(read_any_split(splits), table, read_near_duplicates(near_duplicates))
+    say(describe_audit(found))
+    return found
+
+
+def describe_leaks(found: Audit) -> str:
+    """Which shares of the test images show a lesion that is also elsewhere."""
+    lines = []
+    for kind in ("lesion", "lesion or near duplicate"):
+        shares = [found.leak(kind, where) for where in ("train", "train or validation")]
+        lines.append(
+            f"test images whose {kind} is also in train: {shares[0]:.1%}, "
+            f"in train or validation: {shares[1]:.1%}"
+        )
+    return "\n".join(lines)
+
+
+def describe_audit(found: Audit) -> str:
+    """The whole audit, for readers."""
+    gap = found.proportions.sub(found.proportions["all"], axis=0).abs().max().max()
+    pairs = [f"{a} ({s}) and {b} ({t})" for a, b, s, t in found.pairs_across.to_numpy()]
+    parts = [
+        "test images, and how many of them show a lesion that is also seen elsewhere:",
+        found.leaks.to_string(),
+        describe_leaks(found),
+        f"lesions in more than one split: {found.lesions_shared:,}",
+        f"near duplicates in different splits: {len(pairs):,}. {name_some(pairs, shown=2)}",
+        "share of each diagnosis in each split:",
+        found.proportions.to_string(float_format="{:.3f}".format),
+        f"largest difference to the whole: {100 * gap:.2f} percentage points",
+    ]
+    for title, names in (
+        ("images given more than once", found.repeated),
+        ("images that the split does not name", found.missing),
+        ("images that the dataset does not have", found.extra),
+    ):
+        parts.append(f"{title}: {len(names):,}. {name_some(names)}")
+    parts.append("audit: nothing wrong" if found.is_clean else "audit: this split is not clean")
+    return "\n".join(part.removesuffix(". ") for part in parts)
+
+
+def find_near_duplicates(data: str | Path | None, out: Path, *, weights: str) -> pd.DataFrame:
+    """Find images of one lesion under different lesion ids, and write the list.
+
+    Args:
+        data: the dataset; None looks for it as `copy` does.
+        out: CSV file to write; `split` and `audit` take it with `--near-duplicates`.
+        weights: of the network that proposes candidates: `imagenet` or a file.
+
+    Raises:
+        InputError: OpenCV is missing, or the weights cannot be used.
+    """
+    from skinlesion import near_duplicates
+    from skinlesion.model import compute_features
+
+    near_duplicates.require_opencv()
+    table = load_metadata(find_dataset(data))
+    say(f"near-duplicates: describing {len(table):,} images (minutes for thousands)")
+    features = compute_features(list(table["path"]), weights=weights)
+    found = near_duplicates.find_near_duplicates(table, features)
+    write_csv(out, found)
+    unequal = int((found["dx_1"] != found["dx_2"]).sum())
+    say(f"near-duplicates: {len(found):,} pairs in {out}, {unequal} of them of two diagnoses")
+    return found
 
 
 def train(
@@ -145,17 +229,22 @@ def train(
     """
     source = find_dataset(data)
     table = load_metadata(source)
-    made = read_split(splits) if splits else make_split(table, config.split, seed=config.seed)
-    if _is_finished(run, config, table, made):
-        _say(f"train: {run} is finished already with these settings")
+    if splits:
+        made = read_split(splits)
+    else:
+        made = make_split(table, config.split, seed=config.seed, pairs=read_near_duplicates())
+    if is_finished(run, config, table, made):
+        say(f"train: {run} is finished already with these settings")
         return run
+    if (run / "config.json").is_file():
+        say(f"train: {run} was begun but not finished; starting it again")
     joined = join_split(table, made)
     rows = {name: joined[joined["split"] == name] for name in SPLITS}
     rows["train"] = take_limited(rows["train"], config.limit, seed=config.seed)
     synthetic = is_sample(source)
-    _say(f"train: recipe {config.recipe}, {len(rows['train']):,} images, run directory {run}")
+    say(f"train: recipe {config.recipe}, {len(rows['train']):,} images, run directory {run}")
     if synthetic:
-        _say(SYNTHETIC_NOTE)
+        say(SYNTHETIC_NOTE)
 
     from skinlesion import training
     from skinlesion.bundle import Bundle, BundleInfo, save_bundle
@@ -163,13 +252,16 @@ def train(
 
     training.seed_everything(config)
     model, loaded = _build_model(config, may_do_without_weights=synthetic)
-    _say(f"train: {loaded}")
+    say(f"train: {loaded}")
     # Only now is the run directory touched: a mistake above leaves nothing behind. What an earlier
     # model said about the test images must not be taken for this one's.
     (run / "predictions_test.csv").unlink(missing_ok=True)
     shutil.rmtree(run / "evaluation", ignore_errors=True)
+    described = describe_run(
+        config, loaded, table, device=_device(), synthetic=synthetic, splits=splits
+    )
     write_csv(run / "splits.csv", made)
-    write_json(run / "config.json", _describe_run(config, loaded, table, synthetic=synthetic))
+    write_json(run / "config.json", described)
     decoded = {
         name: load_images(
             list(rows[name]["path"]),
@@ -179,7 +271,7 @@ def train(
         for name in ("train", "validation")
     }
     phases = training.plan_phases(config, loaded)
-    _say(
+    say(
         f"train: {' then '.join(f'{phase.epochs} epochs {phase.name}' for phase in phases)} on "
         f"{_device()}, {_estimate_duration(config, len(rows['train']))}"
     )
@@ -199,78 +291,28 @@ def train(
         recipe=config.recipe,
         synthetic=synthetic,
     )
-    bundle = Bundle(model, info)
-    _write_predictions(Predictor(bundle), rows["validation"], run, "validation")
-    save_bundle(bundle, run / "model")
-    _say(f"train: finished; model in {run / 'model'}")
+    # From the images decoded for training: the same pixels as from their files.
+    y_prob = Predictor(Bundle(model, info)).predict_images(decoded["validation"])
+    write_predictions(
+        run / "predictions_validation.csv", list(rows["validation"]["image_id"]), y_prob
+    )
+    calibration = fit_calibration(rows["validation"]["label"].to_numpy(), y_prob)
+    calibrated = dataclasses.replace(info, calibration=calibration.to_dict())
+    save_bundle(Bundle(model, calibrated), run / "model")
+    say(f"train: finished; model in {run / 'model'}")
     return run
 
 
 def train_if_missing(data: str | Path | None, run: Path, config: Config) -> Path:
     """Train as `train` does when `run` holds no finished run; otherwise use it as it is."""
-    if (run / "model").is_dir():
-        _say(f"train: using the finished run in {run}")
+    if (run / "model" / "bundle.json").is_file():
+        say(f"train: using the finished run in {run}")
+        other = differences(read_run_config(run), config)
+        if other:
+            say(f"train: it was made with other settings than the ones given here: {other}")
         return run
-    _say(f"train: no finished run in {run} yet: training one now")
+    say(f"train: no finished run in {run} yet: training one now")
     return train(data, run, config)
-
-
-def evaluate(run: Path, *, data: str | Path | None = None) -> dict[str, Any]:
-    """Predict the test images of a run, once, and write figures, tables and `metrics.json`.
-
-    Test predictions that are there already are used again.
-
-    Args:
-        run: a finished run directory.
-        data: the dataset; None looks for it as `copy` does.
-
-    Returns:
-        What `metrics.json` holds: see `evaluation.compute_metrics`.
-    """
-    from skinlesion.predictor import Predictor
-
-    predictor = Predictor.load(run)
-    source = find_dataset(data)
-    table = load_metadata(source)
-    _require_same_dataset(run, table)
-    rows = _test_rows(run, table)
-    path = run / "predictions_test.csv"
-    if not path.is_file():
-        _say(f"evaluate: predicting {len(rows):,} test images")
-        _write_predictions(predictor, rows, run, "test")
-    y_prob = _match(path, rows)
-    metrics = evaluation.compute_metrics(
-        rows["label"].to_numpy(), y_prob, groups=rows["lesion_id"].to_numpy()
-    )
-    metrics["synthetic"] = predictor.bundle.info.synthetic
-    _write_evaluation(run, rows, y_prob, metrics)
-    _say(describe_metrics(metrics))
-    _say(f"evaluate: figures and tables in {run / 'evaluation'}")
-    return metrics
-
-
-def plot_samples(run: Path, *, data: str | Path | None = None) -> "Figure":
-    """Test images of an evaluated run, drawn by its seed, titled with true and predicted class."""
-    rows = _test_rows(run, load_metadata(find_dataset(data)))
-    return _plot_samples(run, rows, _match(run / "predictions_test.csv", rows).argmax(axis=1))
-
-
-def describe_metrics(metrics: dict[str, Any]) -> str:
-    """The figures with their intervals, for readers."""
-    lines = [
-        f"{metrics['n']:,} test images of {metrics['lesions']:,} lesions; 95 % intervals from "
-        f"{metrics['draws']:,} bootstrap draws of lesions"
-    ]
-    if metrics["synthetic"]:
-        lines.append(SYNTHETIC_NOTE)
-    rows = metrics["overall"] | {
-        f"sensitivity {code}": metrics["per_class"][code]["sensitivity"] for code in CLASS_CODES
-    }
-    lines += [
-        f"{name.replace('_', ' '):<20} {row['value']:.3f}  [{row['low']:.3f}, {row['high']:.3f}]"
-        for name, row in rows.items()
-    ]
-    return "\n".join(lines)
 
 
 def predict(run: Path, paths: Sequence[str | Path], out: Path) -> pd.DataFrame:
@@ -288,10 +330,10 @@ def predict(run: Path, paths: Sequence[str | Path], out: Path) -> pd.DataFrame:
     predictor = Predictor.load(run)
     y_prob = predictor.predict_probabilities(files)
     names = [path.stem for path in files]
-    evaluation.write_predictions(out, names, y_prob)
+    write_predictions(out, names, y_prob)
     if predictor.bundle.info.synthetic:
-        _say(SYNTHETIC_NOTE)
-    _say(f"predict: wrote {len(files):,} predictions to {out}")
+        say(SYNTHETIC_NOTE)
+    say(f"predict: wrote {len(files):,} predictions to {out}")
     top = y_prob.argmax(axis=1)
     return pd.DataFrame(
         {
@@ -300,11 +342,6 @@ def predict(run: Path, paths: Sequence[str | Path], out: Path) -> pd.DataFrame:
             "confidence": y_prob.max(axis=1),
         }
     )
-
-
-def read_run_config(run: Path) -> Config:
-    """The settings that a run was made with."""
-    return config_from_dict(read_json(run / "config.json")["config"])
 
 
 def _build_model(config: Config, *, may_do_without_weights: bool) -> tuple[Any, "LoadedWeights"]:
@@ -324,87 +361,9 @@ def _build_model(config: Config, *, may_do_without_weights: bool) -> tuple[Any, 
     except WeightsUnavailableError as error:
         if not may_do_without_weights:
             raise
-        _say(f"train: {error}")
-        _say("train: this is the synthetic sample, so training starts from random weights instead")
+        say(f"train: {error}")
+        say("train: this is the synthetic sample, so training starts from random weights instead")
         return build("none")
-
-
-def _is_finished(run: Path, config: Config, table: pd.DataFrame, made: pd.DataFrame) -> bool:
-    """Whether the run directory holds a finished run of these settings on this dataset."""
-    if not (run / "config.json").is_file():
-        return False
-    if not (run / "model").is_dir():
-        _say(f"train: {run} was begun but not finished; starting it again")
-        return False
-    other = differences(read_run_config(run), config)
-    if other:
-        raise InputError(f"{run}: finished with other settings ({other}); name another --run")
-    _require_same_dataset(run, table)
-    if not _same_split(read_split(run / "splits.csv"), made):
-        raise InputError(f"{run}: finished with another split; name another --run")
-    return True
-
-
-def _same_split(one: pd.DataFrame, other: pd.DataFrame) -> bool:
-    def sides(split: pd.DataFrame) -> dict[str, str]:
-        return dict(zip(split["image_id"], split["split"], strict=True))
-
-    return sides(one) == sides(other)
-
-
-def _require_same_dataset(run: Path, table: pd.DataFrame) -> None:
-    known = read_json(run / "config.json")["dataset"]["fingerprint"]
-    if known != dataset_fingerprint(table):
-        raise InputError(
-            f"{run}: was trained on another dataset than the one given; name that one with --data"
-        )
-
-
-def _describe_run(
-    config: Config, loaded: "LoadedWeights", table: pd.DataFrame, *, synthetic: bool
-) -> dict[str, Any]:
-    return {
-        "config": config.to_dict(),
-        "seed": config.seed,
-        "weights": {
-            "source": loaded.source,
-            "loaded_layers": len(loaded.layers),
-            "layers": loaded.total,
-        },
-        "dataset": {
-            "fingerprint": dataset_fingerprint(table),
-            "images": len(table),
-            "synthetic": synthetic,
-        },
-        "versions": {"skinlesion": __version__, "python": platform.python_version()}
-        | {name: _version(name) for name in LIBRARIES},
-        "commit": _commit(),
-        "device": _device(),
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The commit of the package's own checkout, with `+changes` when files differ from it."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        if not git("ls-files", Path(__file__).name):
-            return None  # installed into a folder that some other repository ignores
-        changed = git("status", "--porcelain", "--untracked-files=no", ".")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _device() -> str:
@@ -430,69 +389,6 @@ def _estimate_duration(config: Config, images: int) -> str:
     return f"very roughly {max(1, round(seconds / 60)):,} minutes"
 
 
-def _write_predictions(predictor: "Predictor", rows: pd.DataFrame, run: Path, name: str) -> Path:
-    y_prob = predictor.predict_probabilities(list(rows["path"]))
-    return evaluation.write_predictions(
-        run / f"predictions_{name}.csv", list(rows["image_id"]), y_prob
-    )
-
-
-def _test_rows(run: Path, table: pd.DataFrame) -> pd.DataFrame:
-    rows = join_split(table, read_split(run / "splits.csv"))
-    return rows[rows["split"] == "test"].reset_index(drop=True)
-
-
-def _match(path: Path, rows: pd.DataFrame) -> np.ndarray:
-    """Predictions in the order of `rows`; both must be about the same images."""
-    names, y_prob = evaluation.read_predictions(path)
-    missing, extra = set(rows["image_id"]) - set(names), set(names) - set(rows["image_id"])
-    if missing or extra:
-        raise InputError(
-            f"{path}: does not fit the split: missing {name_some(sorted(missing)) or 'none'}; "
-            f"extra {name_some(sorted(extra)) or 'none'}; delete it to predict again"
-        )
-    return pd.DataFrame(y_prob, index=names).loc[rows["image_id"]].to_numpy()
-
-
-def _write_evaluation(
-    run: Path, rows: pd.DataFrame, y_prob: np.ndarray, metrics: dict[str, Any]
-) -> None:
-    from skinlesion import plots
-
-    out = run / "evaluation"
-    y_true, y_pred = rows["label"].to_numpy(), y_prob.argmax(axis=1)
-    matrix = np.asarray(metrics["confusion_matrix"])
-    report = evaluation.compute_classification_report(y_true, y_pred)
-    write_csv(out / "classification_report.csv", report, index=True)
-    write_csv(
-        out / "confusion_matrix.csv",
-        pd.DataFrame(matrix, index=list(CLASS_CODES), columns=list(CLASS_CODES)),
-        index=True,
-    )
-    write_csv(out / "metrics.csv", evaluation.metrics_table(metrics))
-    figures = {
-        "confusion_matrix": plots.plot_confusion_matrix(matrix).figure,
-        "confusion_matrix_normalized": plots.plot_confusion_matrix(matrix, normalize=True).figure,
-        "learning_curves": plots.plot_learning_curves(pd.read_csv(run / "history.csv"))[0].figure,
-        "sample_predictions": _plot_samples(run, rows, y_pred),
-    }
-    for name, figure in figures.items():
-        plots.caption(figure, synthetic=metrics["synthetic"])
-        plots.save_figure(figure, out / f"{name}.png")
-    # Last: who finds metrics.json finds all the rest.
-    write_json(out / "metrics.json", metrics)
-
-
-def _plot_samples(run: Path, rows: pd.DataFrame, y_pred: np.ndarray) -> "Figure":
-    from skinlesion import plots
-
-    drawn = np.random.default_rng(read_run_config(run).seed).permutation(len(rows))[
-        :SHOWN_PREDICTIONS
-    ]
-    images = [decode_image(path, image_size=(150, 200)) for path in rows["path"].iloc[drawn]]
-    return plots.plot_sample_predictions(images, rows["label"].to_numpy()[drawn], y_pred[drawn])
-
-
 def _list_files(paths: Sequence[str | Path]) -> list[Path]:
     files = []
     for path in map(Path, paths):
@@ -513,7 +409,3 @@ def _list_files(paths: Sequence[str | Path]) -> list[Path]:
             f"several files of one name, rename or predict apart: {name_some(doubled)}"
         )
     return files
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

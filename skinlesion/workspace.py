@@ -49,3 +49,8 @@ def is_watched() -> bool:
 def progress_bar(items: Iterable[T], title: str, total: int, *, unit: str = "image") -> Iterable[T]:
     """Pass on `items`; when somebody watches and it takes over a second, with a bar on stderr."""
     return tqdm(items, title, total, unit=f" {unit}s", delay=1, disable=not is_watched())
+
+
+def say(text: str) -> None:
+    """Tell whoever runs this what happens, at once even where output is buffered."""
+    print(text, flush=True)

@@ -1,0 +1,408 @@
+"""The steps that judge: evaluate, score, compare; what notebooks and command line call.
+
+Each reads files and writes files, says what it does, and can be repeated. The test images of a run
+are predicted once; what is computed from the predictions can be computed again.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from skinlesion.calibration import Calibration, apply_temperature
+from skinlesion.dataset import MASKS_NAME, find_dataset, list_images
+from skinlesion.errors import InputError, name_some
+from skinlesion.evaluation import compare_predictions
+from skinlesion.files import read_json, write_csv, write_json
+from skinlesion.input_pipeline import decode_image
+from skinlesion.isic_files import read_predictions_for, read_truth, write_predictions
+from skinlesion.labels import CLASS_CODES, LABEL_OF, SYNTHETIC_NOTE
+from skinlesion.metadata import load_metadata, read_metadata
+from skinlesion.runs import (
+    find_run,
+    read_part,
+    read_run_config,
+    read_test_predictions,
+    require_same_dataset,
+)
+from skinlesion.split import join_split, read_split
+from skinlesion.workspace import say
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure, SubFigure
+
+    from skinlesion.predictor import Predictor
+
+EXPLAINED = 4
+"""Right and wrong test images, each, whose heat maps are shown."""
+
+
+def evaluate(run: Path, *, data: str | Path | None = None, tta: bool = False) -> dict[str, Any]:
+    """Predict the test images of a run, once, and write figures, tables and `metrics.json`.
+
+    Test predictions that are there already are used again.
+
+    Args:
+        run: a finished run directory.
+        data: the dataset; None looks for it as `copy` does.
+        tta: also predict with test-time augmentation, to stand beside the plain predictions.
+
+    Returns:
+        What `metrics.json` holds: see `report.write_report`.
+    """
+    from skinlesion.predictor import Predictor
+    from skinlesion.report import describe_metrics, write_report
+
+    run = find_run(run)
+    predictor = Predictor.load(run)
+    source = find_dataset(data)
+    table = load_metadata(source)
+    require_same_dataset(run, table)
+    rows = _join_part(run, "test", table)
+    y_prob = _predict_once(predictor, rows, run / "predictions_test.csv")
+    variants = {}
+    if tta or (run / "predictions_test_tta.csv").is_file():
+        averaged = _predict_once(predictor, rows, run / "predictions_test_tta.csv", tta=True)
+        variants = {"single": y_prob, "test-time augmentation": averaged}
+    extra = _measure_explanation(predictor, rows, y_prob, source / MASKS_NAME)
+    metrics = write_report(
+        run / "evaluation",
+        rows,
+        y_prob,
+        calibration=predictor.calibration,
+        variants=variants,
+        synthetic=predictor.bundle.info.synthetic,
+        seed=read_run_config(run).seed,
+        extra={"explanation": extra} if extra else None,
+        figures=_draw_history(run) | {"explanations": plot_explanations(predictor, rows, y_prob)},
+    )
+    say(describe_metrics(metrics))
+    say(f"evaluate: figures and tables in {run / 'evaluation'}")
+    return metrics
+
+
+def evaluate_external(
+    runs: Sequence[Path],
+    images: Path,
+    truth: Path,
+    out: Path,
+    *,
+    metadata: Path | None = None,
+    tta: bool = False,
+) -> dict[str, Any]:
+    """Test one run, or several as an ensemble, on other images with a ground truth.
+
+    Args:
+        runs: run directories or bundles; several are averaged after calibration.
+        images: folder with the images somewhere below it.
+        truth: CSV file in the form of ISIC 2018 Task 3; its images are the ones judged.
+        out: folder to fill.
+        metadata: CSV file with HAM10000's columns for these images, for lesions and subgroups.
+        tta: predict with test-time augmentation.
+
+    Raises:
+        InputError: an image of the truth is missing, or the files do not fit each other.
+    """
+    from skinlesion.predictor import Predictor
+    from skinlesion.report import describe_metrics, write_report
+
+    rows = _read_truth_rows(truth, metadata)
+    paths = list_images(images)
+    missing = sorted(set(rows["image_id"]) - set(paths))
+    if missing:
+        raise InputError(
+            f"{images}: {len(missing):,} of {len(rows):,} images of {truth.name} are not there: "
+            f"{name_some(missing)}"
+        )
+    rows = rows.assign(path=rows["image_id"].map(paths))
+    members, calibrations, synthetic = {}, [], False
+    for run in runs:
+        predictor = Predictor.load(run)
+        say(f"evaluate: predicting {len(rows):,} images with {run}")
+        members[str(run)] = predictor.predict_probabilities(list(rows["path"]), tta=tta)
+        calibrations.append(predictor.calibration)
+        synthetic = synthetic or predictor.bundle.info.synthetic
+    if len(runs) == 1:
+        y_prob, calibration, variants = next(iter(members.values())), calibrations[0], {}
+    else:
+        y_prob = _average(list(members.values()), calibrations)
+        calibration, variants = None, members | {"ensemble": y_prob}
+    write_predictions(out / "predictions.csv", list(rows["image_id"]), y_prob)
+    metrics = write_report(
+        out, rows, y_prob, calibration=calibration, variants=variants, synthetic=synthetic
+    )
+    say(describe_metrics(metrics))
+    say(f"evaluate: figures and tables in {out}")
+    return metrics
+
+
+def evaluate_together(
+    runs: Sequence[Path], out: Path, *, data: str | Path | None = None, tta: bool = False
+) -> dict[str, Any]:
+    """Evaluate several runs: as an ensemble on one test set, or as folds of a cross-validation.
+
+    Runs with the same test images are an ensemble, the mean of their calibrated probabilities.
+    Runs whose test images have none in common are folds: each image is judged by the one model
+    that has not seen it.
+
+    Args:
+        runs: finished run directories, two or more.
+        out: folder to fill.
+        data: the dataset; None looks for it as `copy` does.
+        tta: predict with test-time augmentation.
+
+    Raises:
+        InputError: test images that overlap in part, so that one model was trained on what another
+            is tested on.
+    """
+    from skinlesion.predictor import Predictor
+    from skinlesion.report import describe_metrics, write_report
+
+    runs = [find_run(run) for run in runs]
+    table = load_metadata(find_dataset(data))
+    parts, probabilities, calibrations, synthetic = [], [], [], False
+    for run in runs:
+        require_same_dataset(run, table)
+        predictor = Predictor.load(run)
+        rows = _join_part(run, "test", table).sort_values("image_id", ignore_index=True)
+        name = "predictions_test_tta.csv" if tta else "predictions_test.csv"
+        parts.append(rows)
+        probabilities.append(_predict_once(predictor, rows, run / name, tta=tta))
+        calibrations.append(predictor.calibration)
+        synthetic = synthetic or predictor.bundle.info.synthetic
+    tested = [set(rows["image_id"]) for rows in parts]
+    if all(ids == tested[0] for ids in tested):
+        rows, y_prob = parts[0], _average(probabilities, calibrations)
+        members = {str(run): p for run, p in zip(runs, probabilities, strict=True)}
+        variants, kind = members | {"ensemble": y_prob}, "ensemble"
+    elif all(not one & other for one, other in combinations(tested, 2)):
+        rows = pd.concat(parts, ignore_index=True)
+        y_prob = np.concatenate(
+            [_average([p], [c]) for p, c in zip(probabilities, calibrations, strict=True)]
+        )
+        variants, kind = {}, "folds"
+    else:
+        raise InputError(
+            "the runs are tested on images that are the same in part: train them on one split, or "
+            "on the folds of one (split --fold K/N)"
+        )
+    write_predictions(out / "predictions.csv", list(rows["image_id"]), y_prob)
+    metrics = write_report(out, rows, y_prob, variants=variants, synthetic=synthetic)
+    say(f"evaluate: {len(runs)} runs as {kind}")
+    say(describe_metrics(metrics))
+    say(f"evaluate: figures and tables in {out}")
+    return metrics
+
+
+def score(
+    predictions: Path, truth: Path, out: Path, *, metadata: Path | None = None
+) -> dict[str, Any]:
+    """Compute the figures of any predictions file; no model and no images are needed.
+
+    Args:
+        predictions: CSV file in the form of ISIC 2018 Task 3.
+        truth: the same form, one 1.0 a row.
+        out: folder to fill.
+        metadata: CSV file with HAM10000's columns, for lesions and subgroups; without it every
+            image counts as a lesion of its own.
+
+    Raises:
+        InputError: rows that are missing, extra, doubled or out of range, by name.
+    """
+    from skinlesion.report import describe_metrics, write_report
+
+    rows = _read_truth_rows(truth, metadata)
+    y_prob = read_predictions_for(predictions, list(rows["image_id"]))
+    metrics = write_report(out, rows, y_prob)
+    if metadata is None:
+        say("score: no --metadata, so every image counts as a lesion of its own")
+    say(describe_metrics(metrics))
+    say(f"score: figures and tables in {out}")
+    return metrics
+
+
+def compare(run_a: Path, run_b: Path, out: Path) -> dict[str, Any]:
+    """Compare two evaluated runs on the test images that they share.
+
+    Args:
+        run_a: an evaluated run directory.
+        run_b: another one with the same test images.
+        out: folder for `comparison.json`, `comparison.csv` and `comparison.png`.
+
+    Returns:
+        What `comparison.json` holds: see `evaluation.compare_predictions`.
+
+    Raises:
+        InputError: a run is not evaluated, or the test images differ.
+    """
+    from skinlesion import plots
+
+    run_a, run_b = find_run(run_a), find_run(run_b)
+    rows, other = read_part(run_a, "test"), read_part(run_b, "test")
+    if set(rows["image_id"]) != set(other["image_id"]):
+        common = len(set(rows["image_id"]) & set(other["image_id"]))
+        raise InputError(
+            f"{run_a} and {run_b} have different test images ({common:,} of {len(rows):,} and "
+            f"{len(other):,} in common): train both with one --splits file"
+        )
+    found = compare_predictions(
+        rows["label"].to_numpy(),
+        read_test_predictions(run_a, rows),
+        read_test_predictions(run_b, rows),
+        groups=rows["lesion_id"].to_numpy(),
+    ) | {"a": str(run_a), "b": str(run_b)}
+    figures = pd.DataFrame(found["figures"])
+    shown = figures[(figures["scope"] == "overall") | (figures["figure"] == "sensitivity")]
+    labels = shown["figure"].str.replace("_", " ") + shown["scope"].map(
+        lambda scope: "" if scope == "overall" else f" {scope}"
+    )
+    ax = plots.plot_forest(
+        shown.assign(label=labels, value=shown["difference"]),
+        title=f"{run_b.name} minus {run_a.name}, 95 % interval",
+        reference=0,
+    )
+    synthetic = any(_is_synthetic(run) for run in (run_a, run_b))
+    plots.caption(ax.figure, synthetic=synthetic)
+    plots.save_figure(ax.figure, out / "comparison.png")
+    write_csv(out / "comparison.csv", figures)
+    write_json(out / "comparison.json", found | {"synthetic": synthetic})
+    if synthetic:
+        say(SYNTHETIC_NOTE)
+    table = shown.assign(figure=labels)[["figure", "a", "b", "difference", "low", "high"]]
+    say(f"A: {run_a}\nB: {run_b}\n{table.to_string(index=False, float_format='{:.3f}'.format)}")
+    test = found["mcnemar"]
+    say(
+        f"only A right: {test['only_a_right']:,} images, only B right: {test['only_b_right']:,}; "
+        f"McNemar's exact test: p = {test['p_value']:.2g}"
+    )
+    return found
+
+
+def plot_samples(run: Path, *, data: str | Path | None = None) -> "Figure":
+    """Test images of an evaluated run, drawn by its seed, titled with true and predicted class."""
+    from skinlesion.report import draw_samples
+
+    rows = _join_part(run, "test", load_metadata(find_dataset(data)))
+    return draw_samples(rows, read_test_predictions(run, rows), seed=read_run_config(run).seed)
+
+
+def plot_mistakes(run: Path, *, data: str | Path | None = None) -> "Figure":
+    """The test images that an evaluated run got wrong with the highest confidence."""
+    from skinlesion.report import draw_mistakes
+
+    rows = _join_part(run, "test", load_metadata(find_dataset(data)))
+    return draw_mistakes(rows, read_test_predictions(run, rows))
+
+
+def explain(run: Path, *, data: str | Path | None = None, right: bool = True) -> "Figure":
+    """Grad-CAM of test images that an evaluated run got right, or wrong."""
+    from skinlesion.predictor import Predictor
+
+    rows = _join_part(run, "test", load_metadata(find_dataset(data)))
+    y_prob = read_test_predictions(run, rows)
+    return plot_explanations(Predictor.load(run), rows, y_prob, kinds=(right,))
+
+
+def plot_explanations(
+    predictor: "Predictor",
+    rows: pd.DataFrame,
+    y_prob: np.ndarray,
+    *,
+    kinds: Sequence[bool] = (True, False),
+) -> "Figure":
+    """Heat of the predicted class for the most confident right and wrong images.
+
+    Args:
+        predictor: the model.
+        rows: `path` and `label` of n images.
+        y_prob: float (n, 7), what the model says about them.
+        kinds: True shows right ones, False wrong ones.
+    """
+    from skinlesion import plots
+    from skinlesion.explanation import overlay_heat
+
+    top, truth = y_prob.argmax(axis=1), rows["label"].to_numpy()
+    order = np.argsort(-y_prob.max(axis=1), kind="stable")
+    chosen = np.concatenate(
+        [[i for i in order if (top[i] == truth[i]) == kind][:EXPLAINED] for kind in kinds]
+    ).astype(int)
+    paths = list(rows["path"].iloc[chosen])
+    heat = predictor.explain(paths, top[chosen])
+    images = [decode_image(path, image_size=(150, 200)) for path in paths]
+    return plots.plot_explanations(
+        images,
+        [overlay_heat(image, one) for image, one in zip(images, heat, strict=True)],
+        [f"true {CLASS_CODES[truth[i]]}\nheat for {CLASS_CODES[top[i]]}" for i in chosen],
+    )
+
+
+def _predict_once(
+    predictor: "Predictor", rows: pd.DataFrame, path: Path, *, tta: bool = False
+) -> np.ndarray:
+    """Predictions of a run for its own images: read when they are there, otherwise made."""
+    if not path.is_file():
+        say(f"evaluate: predicting {len(rows):,} test images")
+        y_prob = predictor.predict_probabilities(list(rows["path"]), tta=tta)
+        write_predictions(path, list(rows["image_id"]), y_prob)
+    return read_predictions_for(path, list(rows["image_id"]))
+
+
+def _average(
+    probabilities: Sequence[np.ndarray], calibrations: Sequence[Calibration]
+) -> np.ndarray:
+    """The mean of calibrated probabilities, float (n, 7)."""
+    calibrated = [
+        apply_temperature(y_prob, calibration.temperature)
+        for y_prob, calibration in zip(probabilities, calibrations, strict=True)
+    ]
+    return np.mean(calibrated, axis=0)
+
+
+def _join_part(run: Path, part: str, table: pd.DataFrame) -> pd.DataFrame:
+    """The metadata of the images of one part of a run's split."""
+    rows = join_split(table, read_split(run / "splits.csv"))
+    return rows[rows["split"] == part].reset_index(drop=True)
+
+
+def _read_truth_rows(truth: Path, metadata: Path | None) -> pd.DataFrame:
+    """`image_id` and `label` of a truth file, joined to the metadata where there is one."""
+    names, labels = read_truth(truth)
+    rows = pd.DataFrame({"image_id": names, "label": labels})
+    if metadata is None:
+        return rows
+    joined = rows.merge(read_metadata(metadata), on="image_id", how="left")
+    absent = joined.loc[joined["lesion_id"].isna(), "image_id"].tolist()
+    if absent:
+        raise InputError(f"{metadata}: has no row for {name_some(absent)} of {truth.name}")
+    unequal = joined.loc[joined["dx"].map(LABEL_OF) != joined["label"], "image_id"].tolist()
+    if unequal:
+        raise InputError(f"{metadata} and {truth}: different diagnoses for {name_some(unequal)}")
+    return joined
+
+
+def _measure_explanation(
+    predictor: "Predictor", rows: pd.DataFrame, y_prob: np.ndarray, masks: Path
+) -> dict[str, float] | None:
+    """How much of the heat lies inside the lesion, where its outline is known."""
+    from skinlesion.explanation import measure_heat
+
+    outlines = [masks / f"{image_id}.png" for image_id in rows["image_id"]]
+    if not all(path.is_file() for path in outlines):
+        return None
+    return measure_heat(predictor.explain(list(rows["path"]), y_prob.argmax(axis=1)), outlines)
+
+
+def _draw_history(run: Path) -> dict[str, "Figure | SubFigure"]:
+    from skinlesion import plots
+
+    history = run / "history.csv"
+    if not history.is_file():
+        return {}
+    return {"learning_curves": plots.plot_learning_curves(pd.read_csv(history))[0].figure}
+
+
+def _is_synthetic(run: Path) -> bool:
+    return bool(read_json(run / "config.json")["dataset"]["synthetic"])

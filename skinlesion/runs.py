@@ -1,0 +1,163 @@
+"""A run directory: what made it, whether it is finished, and which images it is tested on."""
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from skinlesion import __version__
+from skinlesion.config import Config, config_from_dict, differences
+from skinlesion.errors import InputError
+from skinlesion.files import read_json
+from skinlesion.isic_files import read_predictions_for
+from skinlesion.labels import LABEL_OF
+from skinlesion.metadata import dataset_fingerprint
+from skinlesion.split import read_split
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from skinlesion.model import LoadedWeights
+
+LIBRARIES = ("tensorflow", "keras", "numpy", "pandas", "scikit-learn", "pillow", "gradio")
+
+
+def find_run(path: Path) -> Path:
+    """The run directory, given it or the bundle in it.
+
+    Raises:
+        InputError: neither.
+    """
+    for folder in (path, path.resolve().parent):
+        if (folder / "config.json").is_file() and (folder / "splits.csv").is_file():
+            return folder
+    raise InputError(
+        f"{path}: is no run directory; a bundle by itself can be tested with --images and --truth"
+    )
+
+
+def read_run_config(run: Path) -> Config:
+    """The settings that a run was made with.
+
+    Raises:
+        InputError: `config.json` is missing or does not fit this version.
+    """
+    described = read_json(run / "config.json")
+    if not isinstance(described, dict) or not isinstance(described.get("config"), dict):
+        raise InputError(f"{run / 'config.json'}: holds no settings of a run")
+    return config_from_dict(described["config"])
+
+
+def is_finished(run: Path, config: Config, table: pd.DataFrame, split: pd.DataFrame) -> bool:
+    """Whether the directory holds a finished run of these settings, images and split.
+
+    Raises:
+        InputError: it holds a finished run of others, with the difference.
+    """
+    if not (run / "config.json").is_file() or not (run / "model" / "bundle.json").is_file():
+        return False
+    other = differences(read_run_config(run), config)
+    if other:
+        raise InputError(f"{run}: finished with other settings ({other}); name another --run")
+    require_same_dataset(run, table)
+    if not is_same_split(read_split(run / "splits.csv"), split):
+        raise InputError(f"{run}: finished with another split; name another --run")
+    return True
+
+
+def is_same_split(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Whether two splits put the same images into the same parts, in whatever order."""
+
+    def sides(split: pd.DataFrame) -> dict[str, str]:
+        return dict(zip(split["image_id"], split["split"], strict=True))
+
+    return sides(one) == sides(other)
+
+
+def require_same_dataset(run: Path, table: pd.DataFrame) -> None:
+    """Raise `InputError` unless the run was trained on this dataset."""
+    known = read_json(run / "config.json").get("dataset", {}).get("fingerprint")
+    if known != dataset_fingerprint(table):
+        raise InputError(
+            f"{run}: was trained on another dataset than the one given; name that one with --data"
+        )
+
+
+def read_part(run: Path, part: str) -> pd.DataFrame:
+    """The images of one part of the run's split: `image_id`, `lesion_id`, `dx`, `label`."""
+    split = read_split(run / "splits.csv")
+    rows = split[split["split"] == part].reset_index(drop=True)
+    return rows.assign(label=rows["dx"].map(LABEL_OF).astype(int))
+
+
+def read_test_predictions(run: Path, rows: pd.DataFrame) -> "np.ndarray":
+    """Uncalibrated probabilities (n, 7) of the run's test images, in the order of `rows`.
+
+    Raises:
+        InputError: the run was not evaluated, or its predictions are about other images.
+    """
+    path = run / "predictions_test.csv"
+    if not path.is_file():
+        raise InputError(
+            f"{run}: its test images were not predicted yet: python -m skinlesion evaluate "
+            f"--run {run}"
+        )
+    return read_predictions_for(path, list(rows["image_id"]))
+
+
+def describe_run(
+    config: Config,
+    loaded: "LoadedWeights",
+    table: pd.DataFrame,
+    *,
+    device: str,
+    synthetic: bool,
+    splits: Path | None,
+) -> dict[str, Any]:
+    """What `config.json` holds: settings, versions, commit, dataset, device, seed."""
+    return {
+        "config": config.to_dict(),
+        "seed": config.seed,
+        "split": f"file {splits.name}" if splits else config.split,
+        "weights": {
+            "source": loaded.source,
+            "loaded_layers": len(loaded.layers),
+            "layers": loaded.total,
+        },
+        "dataset": {
+            "fingerprint": dataset_fingerprint(table),
+            "images": len(table),
+            "synthetic": synthetic,
+        },
+        "versions": {"skinlesion": __version__, "python": platform.python_version()}
+        | {name: _version(name) for name in LIBRARIES},
+        "commit": _commit(),
+        "device": device,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the package's own checkout, with `+changes` when files differ from it."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if not git("ls-files", Path(__file__).name):
+            return None  # installed into a folder that some other repository ignores
+        changed = git("status", "--porcelain", "--untracked-files=no", ".")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
