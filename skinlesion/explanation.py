@@ -36,13 +36,16 @@ def compute_grad_cam(model: keras.Model, images: np.ndarray, labels: np.ndarray)
         InputError: a label outside 0 to 6.
     """
     labels = np.asarray(labels)
-    if len(labels) and not ((labels >= 0) & (labels < model.output_shape[-1])).all():
+    if not ((labels >= 0) & (labels < model.output_shape[-1])).all():
         raise InputError(f"labels must be 0 to {model.output_shape[-1] - 1}. Received: {labels}")
+    if not len(labels):
+        return np.zeros((0, *model.input_shape[1:3]), np.float32)
     backbone = model.get_layer(BACKBONE_NAME)
     inner = keras.Model(backbone.input, [_choose_map(backbone), backbone.output])
-    position = model.layers.index(backbone)
-    prepare = keras.Model(model.input, model.layers[position - 1].output)
-    *head, last = model.layers[position + 1 :]
+    # Operations, not layers: preprocessing is made of functions, which `layers` leaves out.
+    position = model.operations.index(backbone)
+    prepare = keras.Model(model.input, model.operations[position - 1].output)
+    *head, last = model.operations[position + 1 :]
     with tf.GradientTape() as tape:
         pixels = tf.Variable(prepare(np.asarray(images, np.float32)), trainable=True)
         maps, x = inner(pixels, training=False)

@@ -21,14 +21,21 @@ ORDER = [
     "metadata",
     "split",
     "input_pipeline",
+    "near_duplicates",
     "augmentation",
     "model",
     "training",
+    "isic_files",
     "evaluation",
+    "calibration",
+    "explanation",
     "plots",
     "bundle",
     "predictor",
+    "report",
+    "runs",
     "workflow",
+    "assessment",
     "app",
     "cli",
     "__main__",
@@ -60,7 +67,10 @@ def test_a_module_imports_only_from_those_above_it(name):
     assert imported_modules(PACKAGE / f"{name}.py") <= above
 
 
-@pytest.mark.parametrize("module", ["skinlesion", "skinlesion.cli", "skinlesion.workflow"])
+@pytest.mark.parametrize(
+    "module",
+    ["skinlesion", "skinlesion.cli", "skinlesion.workflow", "skinlesion.assessment"],
+)
 def test_import_is_light(module):
     code = f"import sys, {module}; print(*sys.modules)"
     loaded = subprocess.run(
