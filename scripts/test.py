@@ -8,12 +8,13 @@ and SKINLESION_WEIGHTS (a weights file) are set; without them they are skipped, 
 
 import sys
 
-from environment import prepare_environment, run
+from environment import prepare_environment, prepare_scorer, run
 
 
 def main() -> None:
     """Run every check, and stop at the first that fails."""
     python = prepare_environment("dev")
+    prepare_scorer()
     run(python, "-m", "ruff", "format", "--check", ".")
     run(python, "-m", "ruff", "check", ".")
     run(python, "-m", "mypy")

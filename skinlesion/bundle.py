@@ -58,6 +58,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> Path:
     write_json(part / INFO_NAME, asdict(bundle.info))
     sums = [f"{_sha256(part / name)}  {name}\n" for name in (MODEL_NAME, INFO_NAME)]
     (part / SUMS_NAME).write_text("".join(sums))
+    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
     part.replace(folder)
     return folder
 
@@ -72,8 +73,9 @@ def load_bundle(run: Path) -> Bundle:
         InputError: there is no bundle, it is damaged, or it was made for other labels.
     """
     folder = find_bundle(run)
-    for line in _read_sums(folder / SUMS_NAME):
-        expected, _, name = line.partition("  ")
+    sums = _read_sums(folder / SUMS_NAME)
+    for name in (MODEL_NAME, INFO_NAME):
+        expected = sums.get(name)
         path = folder / name
         if not path.is_file() or _sha256(path) != expected:
             raise InputError(f"{path}: damaged or changed since training; copy it again or retrain")
@@ -105,9 +107,11 @@ def find_bundle(run: Path) -> Path:
     )
 
 
-def _read_sums(path: Path) -> list[str]:
+def _read_sums(path: Path) -> dict[str, str]:
+    """File name to SHA-256."""
     try:
-        return path.read_text().splitlines()
+        lines = [line.partition("  ") for line in path.read_text().splitlines()]
+        return {name: digest for digest, _, name in lines}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}); the bundle is incomplete") from error
 

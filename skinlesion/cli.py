@@ -343,10 +343,9 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1 and a whole number, not {text}")
+    return int(text)
 
 
 def _fold(text: str) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The settings of a run: one frozen, validated table, and the named recipes."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -21,10 +22,11 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
         choices = get_args(hint)
         _require(value in choices, name, f"one of {', '.join(choices)}", value)
     elif hint is float:
-        _require(isinstance(value, int | float), name, "a number", value)
-    elif hint is int:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        _require(number and math.isfinite(value), name, "a number", value)
+    elif hint in (int, int | None):
         whole = isinstance(value, int) and not isinstance(value, bool)
-        _require(whole, name, "a whole number", value)
+        _require(whole or (value is None and hint is not int), name, "a whole number", value)
     elif hint is bool or hint is str:
         _require(isinstance(value, hint), name, f"a {hint.__name__}", value)
 
@@ -100,26 +102,38 @@ class Config:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", tuple(self.image_size))
+        size = tuple(self.image_size) if isinstance(self.image_size, list) else self.image_size
+        object.__setattr__(self, "image_size", size)
+        _require(
+            isinstance(size, tuple)
+            and len(size) == 2
+            and all(type(side) is int and side > 0 for side in size),
+            "image_size",
+            "two whole numbers of pixels, height and width",
+            size,
+        )
         for name, hint in get_type_hints(Config).items():
             _check_type(name, getattr(self, name), hint)
-        for name in ("batch_size", "epochs", "early_stopping_patience", "head_learning_rate"):
+        for name in (
+            "batch_size",
+            "epochs",
+            "head_learning_rate",
+            "learning_rate",
+            "early_stopping_patience",
+            "plateau_patience",
+            "plateau_factor",
+        ):
             _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
-        _require(self.learning_rate > 0, "learning_rate", "above 0", self.learning_rate)
+        _require(self.plateau_factor < 1, "plateau_factor", "below 1", self.plateau_factor)
+        _require(self.plateau_min_rate >= 0, "plateau_min_rate", "0 or more", self.plateau_min_rate)
         _require(0 <= self.frozen_share <= 1, "frozen_share", "0 to 1", self.frozen_share)
-        _require(self.seed >= 0, "seed", "0 or more", self.seed)
+        _require(0 <= self.seed < 2**31, "seed", "0 to 2147483647", self.seed)
         _require(self.limit is None or self.limit > 0, "limit", "above 0", self.limit)
         _require(
             0 < self.batch_norm_momentum < 1,
             "batch_norm_momentum",
             "between 0 and 1",
             self.batch_norm_momentum,
-        )
-        _require(
-            len(self.image_size) == 2 and min(self.image_size) > 0,
-            "image_size",
-            "two numbers of pixels, height and width",
-            self.image_size,
         )
         _require(
             self.fine_tune_from in STAGES,

@@ -105,7 +105,12 @@ def gather_images(data: Path, out: Path) -> GatherReport:
     if out == data or data in out.parents or out in data.parents:
         raise InputError(f"{out}: lies in {data} or holds it; choose a folder apart from it")
     images = list_images(data)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{out}: cannot be made ({error.strerror}); choose another folder"
+        ) from error
     other = sorted(path.name for path in out.glob("*.jpg") if path.stem not in images)
     if other:
         raise InputError(
@@ -144,7 +149,7 @@ def _place(source: Path, target: Path) -> str:
             return "kept"
         target.unlink()
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)  # what a link points to, not the link
         return "linked"
     except OSError:  # another file system, or one without hard links
         _copy(source, target)

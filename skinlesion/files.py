@@ -1,5 +1,6 @@
 """Write files so that each is whole or not there."""
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -23,11 +24,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
         write(part)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise InputError(
             f"{path}: cannot be written ({error.strerror or error}); make room there or choose "
             "another place"
         ) from error
+    finally:
+        with contextlib.suppress(OSError):  # gone already, or its folder is a file
+            part.unlink()
     return path
 
 

@@ -53,8 +53,9 @@ def decode_image(
             upright = _to_rgb(ImageOps.exif_transpose(image))
     except InputError:
         raise
-    # Pillow's decoders raise many kinds of errors on damaged files, SyntaxError among them.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    # Pillow's decoders raise all kinds of errors on damaged files: SyntaxError, struct.error,
+    # IndexError, EOFError, zlib.error and more.
+    except Exception as error:
         # Not Pillow's own text: it holds the full path, which the demo must not show.
         reason = getattr(error, "strerror", None) or "damaged, cut off, or no image at all"
         raise InputError(

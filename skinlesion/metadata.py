@@ -57,7 +57,7 @@ def read_metadata(csv: Path) -> pd.DataFrame:
         InputError: as for `load_metadata`, but for rows without image.
     """
     try:
-        table = pd.read_csv(csv)
+        table = pd.read_csv(csv, dtype=dict.fromkeys(("lesion_id", "image_id", "dx"), str))
     except (OSError, ValueError) as error:
         raise InputError(f"{csv}: cannot be read as a CSV file ({error})") from error
     absent = [column for column in COLUMNS if column not in table.columns]

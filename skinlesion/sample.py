@@ -23,6 +23,7 @@ from skinlesion.dataset import METADATA_NAME, SAMPLE_MARKER
 from skinlesion.errors import InputError
 from skinlesion.files import read_json, write_atomically, write_csv, write_json
 from skinlesion.labels import CLASS_CODES, SYNTHETIC_NOTE
+from skinlesion.metadata import COLUMNS
 from skinlesion.workspace import progress_bar
 
 IMAGE_SIZE = (300, 225)
@@ -35,7 +36,6 @@ _FOLDERS = ("HAM10000_images_part_1", "HAM10000_images_part_2", "masks")
 # any rotation, shift and zoom of a shot to stay on the skin.
 _CANVAS = 448
 _RADIUS = (62.0, 84.0)
-_COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")
 _SITES = ("back", "lower extremity", "trunk", "upper extremity", "abdomen", "face", "chest")
 
 Array = NDArray[np.floating]
@@ -362,14 +362,19 @@ def make_sample(out: str | Path, *, images_per_class: int = 60, seed: int = 0) -
     }
     if _is_complete(out, settings):
         return out
-    for folder in _FOLDERS:
-        (out / folder).mkdir(parents=True, exist_ok=True)
+    try:
+        for folder in _FOLDERS:
+            (out / folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{out}: cannot be made ({error.strerror}); name another folder"
+        ) from error
     write_json(out / _UNFINISHED_NAME, settings)
     plans = list(_plan_lesions(seed, images_per_class))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         lesions = pool.map(lambda plan: _write_lesion(out, seed, *plan), plans)
         drawn = progress_bar(lesions, "drawing the sample", len(plans), unit="lesion")
         rows = [row for lesion in drawn for row in lesion]
-    write_csv(out / METADATA_NAME, pd.DataFrame(rows, columns=list(_COLUMNS)))
+    write_csv(out / METADATA_NAME, pd.DataFrame(rows, columns=list(COLUMNS)))
     (out / _UNFINISHED_NAME).replace(out / SAMPLE_MARKER)
     return out

@@ -303,8 +303,15 @@ def train(
     return run
 
 
-def train_if_missing(data: str | Path | None, run: Path, config: Config) -> Path:
-    """Train as `train` does when `run` holds no finished run; otherwise use it as it is."""
+def train_if_missing(data: str | Path | None, run: Path, config: Config, *, splits: Path) -> Path:
+    """Use the finished run in `run`, or split as `split` does and train as `train` does.
+
+    Args:
+        data: the dataset; None looks for it as `copy` does.
+        run: run directory.
+        config: settings for a run that is missing; one that is there is used whatever its own.
+        splits: split file, made when it is missing.
+    """
     if (run / "model" / "bundle.json").is_file():
         say(f"train: using the finished run in {run}")
         other = differences(read_run_config(run), config)
@@ -312,7 +319,8 @@ def train_if_missing(data: str | Path | None, run: Path, config: Config) -> Path
             say(f"train: it was made with other settings than the ones given here: {other}")
         return run
     say(f"train: no finished run in {run} yet: training one now")
-    return train(data, run, config)
+    split(data, splits, recipe=config.recipe, seed=config.seed)
+    return train(data, run, config, splits=splits)
 
 
 def predict(run: Path, paths: Sequence[str | Path], out: Path) -> pd.DataFrame:

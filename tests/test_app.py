@@ -17,7 +17,7 @@ from PIL import Image
 
 from skinlesion import app
 from skinlesion.errors import InputError
-from skinlesion.evaluation import read_predictions
+from skinlesion.isic_files import read_predictions
 from skinlesion.labels import CLASS_CODES, CLASS_NAMES, DISCLAIMER, SYNTHETIC_NOTE
 from skinlesion.predictor import Predictor
 from skinlesion.workflow import predict

@@ -1,9 +1,10 @@
+import hashlib
 import json
 
 import numpy as np
 import pytest
 
-from skinlesion.bundle import find_bundle, load_bundle
+from skinlesion.bundle import find_bundle, load_bundle, save_bundle
 from skinlesion.errors import InputError
 
 
@@ -14,11 +15,23 @@ def test_run_and_bundle_are_both_accepted(trained_run):
     assert info.synthetic
 
 
-def test_a_reloaded_model_gives_the_same_probabilities(trained_run):
+def test_a_reloaded_model_gives_the_same_probabilities(trained_run, tmp_path):
+    bundle = load_bundle(trained_run)
     pixels = np.random.default_rng(0).uniform(0, 255, (2, 97, 97, 3)).astype("float32")
-    first, second = (load_bundle(trained_run).model.predict_on_batch(pixels) for _ in range(2))
-    assert np.array_equal(first, second)
-    assert load_bundle(trained_run).model.input_shape == (None, 97, 97, 3)
+    before = bundle.model.predict_on_batch(pixels)
+    # Over what an interrupted run may have left there.
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "junk").write_text("")
+    again = load_bundle(save_bundle(bundle, tmp_path / "model"))
+    assert np.allclose(again.model.predict_on_batch(pixels), before, atol=1e-6)
+    assert again.info == bundle.info
+    assert again.model.input_shape == (None, 97, 97, 3)
+
+
+def test_missing_checksums_are_noticed(run_copy):
+    (run_copy / "model" / "SHA256SUMS").write_text("")
+    with pytest.raises(InputError, match=r"model\.keras: damaged or changed"):
+        load_bundle(run_copy)
 
 
 @pytest.mark.parametrize("name", ["model.keras", "bundle.json"])
@@ -41,7 +54,10 @@ def test_other_labels_are_refused(run_copy):
     info = json.loads((folder / "bundle.json").read_text())
     info["labels"].reverse()
     (folder / "bundle.json").write_text(json.dumps(info))
-    sums = (folder / "SHA256SUMS").read_text().splitlines()
-    (folder / "SHA256SUMS").write_text(sums[0] + "\n")
+    digests = [
+        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n"
+        for name in ("model.keras", "bundle.json")
+    ]
+    (folder / "SHA256SUMS").write_text("".join(digests))
     with pytest.raises(InputError, match="made for labels"):
         load_bundle(run_copy)

@@ -7,7 +7,19 @@ import sys
 import pandas as pd
 import pytest
 
-COMMANDS = ["sample", "copy", "split", "train", "evaluate", "predict", "demo"]
+COMMANDS = [
+    "sample",
+    "copy",
+    "split",
+    "audit",
+    "near-duplicates",
+    "train",
+    "evaluate",
+    "score",
+    "compare",
+    "predict",
+    "demo",
+]
 
 
 def skinlesion(*arguments, **environment):
@@ -52,7 +64,9 @@ def test_the_whole_way(tmp_path):
         ("split", "--data", images, "--out", tmp_path / "splits.csv", "--fold", "1/4"),
         ("train", "--data", images, "--splits", tmp_path / "splits.csv", "--run", run, "--weights",
          "none", "--image-size", 32, 48, "--epochs", 1, "--limit", 28, "--deterministic"),
-        ("evaluate", "--run", run, "--data", images),
+        ("audit", tmp_path / "splits.csv", "--data", images),
+        ("evaluate", "--run", run, "--data", images, "--tta"),
+        ("compare", run, run, "--out", tmp_path / "compared"),
         ("predict", "--run", run / "model", images / "ISIC_9000001.jpg", "--out",
          tmp_path / "p.csv"),
     ]  # fmt: skip
@@ -63,6 +77,15 @@ def test_the_whole_way(tmp_path):
     assert "not for clinical use" in finished.stdout
     assert pd.read_csv(tmp_path / "p.csv")["image"].tolist() == ["ISIC_9000001"]
     assert (run / "evaluation" / "metrics.json").is_file()
+
+
+def test_a_leak_is_status_1(sample, tmp_path):
+    splits = tmp_path / "s.csv"
+    skinlesion("split", "--data", sample, "--out", splits, "--recipe", "original")
+    finished = skinlesion("audit", splits, "--data", sample)
+    assert finished.returncode == 1
+    assert "not clean" in finished.stdout
+    assert finished.stderr == ""
 
 
 def test_the_variable_names_the_dataset(flat_data, tmp_path):
@@ -76,7 +99,18 @@ def test_the_variable_names_the_dataset(flat_data, tmp_path):
     ("arguments", "message"),
     [
         (("split", "--data", "nowhere", "--out", "x.csv"), "no HAM10000_metadata.csv in it"),
-        (("evaluate", "--run", "nowhere"), "neither a finished run nor a bundle"),
+        (("evaluate", "--run", "nowhere"), "is no run directory"),
+        (("train", "--run", "x", "--epochs", "two"), "a whole number, not two"),
+        (("sample", "/dev/null/x"), "cannot be"),
+        (("evaluate", "--run", "a", "b"), "name a folder for the results with --out"),
+        (("evaluate", "--run", "a", "--images", "b", "--out", "c"), "belong together"),
+        (("evaluate", "--run", "a", "--out", "c"), "leave out --out"),
+        (
+            ("score", "--predictions", "p", "--truth", "t", "--out", "o"),
+            "cannot be read as a truth",
+        ),
+        (("compare", "a", "b", "--out", "o"), "is no run directory"),
+        (("audit", "absent.csv", "--data", "nowhere"), "no HAM10000_metadata.csv in it"),
         (("train", "--run", "x", "--image-size", "64", "0"), "must be at least 1"),
         (("split", "--fold", "2", "--out", "x.csv"), "must be K/N"),
         (("train", "--run", "x", "--recipe", "best"), "invalid choice: 'best'"),

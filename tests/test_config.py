@@ -43,6 +43,15 @@ def test_none_keeps_the_recipe():
         ("frozen_share", 1.5),
         ("learning_rate", "fast"),
         ("seed", -1),
+        ("seed", 2**32),
+        ("image_size", (128.0, 128)),
+        ("image_size", 128),
+        ("limit", 2.5),
+        ("limit", "5"),
+        ("learning_rate", True),
+        ("learning_rate", float("nan")),
+        ("plateau_factor", 2.0),
+        ("plateau_patience", 0),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(setting, value):

@@ -28,6 +28,22 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_a_file_where_a_folder_should_be_is_an_input_error(tmp_path):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        write_json(tmp_path / "a" / "b.json", {})
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path):
+    def interrupted(part):
+        part.write_text("ne")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "a.txt", interrupted)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_json_is_refused_by_name(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(InputError, match=r"a\.json: cannot be read as JSON"):

@@ -59,12 +59,14 @@ class TestEachNotebook:
         for cell in code_cells(path):
             assert not re.search(r"^\s*(def|class|for|while|try|if) ", cell.source, re.M)
             assert "sys.path" not in cell.source
-            assert len(cell.source.splitlines()) <= 12
+            assert len(cell.source.splitlines()) <= 10
 
-    def test_every_code_cell_comes_after_a_reason(self, path):
+    def test_code_comes_after_a_reason(self, path):
         cells = read(path).cells
-        headings = [cell.source for cell in cells if cell.source.startswith("## ")]
-        assert len(headings) >= 3
+        assert sum(cell.source.startswith("## ") for cell in cells) >= 3
+        # Imports and set-up follow the parameters; two cells of code may follow one reason.
+        kinds = "".join("m" if cell.cell_type == "markdown" else "c" for cell in cells)
+        assert "ccc" not in kinds[kinds.index("c") + 3 :]
 
     def test_is_committed_with_outputs_of_the_sample_under_1_mb(self, path):
         assert path.stat().st_size < 1_000_000
@@ -102,7 +104,9 @@ def test_every_figure_made_from_the_sample_is_captioned(executed):
             for output in cell.outputs
             if "image/png" in output.get("data", {})
         ]
-        captions = sum("plots.caption(" in cell.source for cell in code_cells(path))
+        # Drawn and captioned here, or saved by `evaluate`, which captions all that it saves.
+        said = ("plots.caption(", "Image(filename=")
+        captions = sum(any(word in cell.source for word in said) for cell in code_cells(path))
         assert len(figures) == captions
 
 

@@ -6,6 +6,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from skinlesion import plots
+from skinlesion.evaluation import compute_metrics
 from skinlesion.labels import CLASS_CODES, SYNTHETIC_NOTE
 
 
@@ -64,12 +65,64 @@ def test_learning_curves_show_both_sets_and_the_phases():
 
 def test_sample_predictions_are_green_when_right_and_red_when_wrong():
     images = [np.zeros((6, 8, 3), np.uint8)] * 2
-    figure = plots.plot_sample_predictions(images, np.array([4, 4]), np.array([4, 5]))
+    figure = plots.plot_sample_predictions(images, np.array([4, 4]), np.eye(7)[[4, 5]] * 0.9)
     right, wrong = figure.axes[:2]
-    assert right.get_title() == "true mel\npredicted mel"
-    assert wrong.get_title() == "true mel\npredicted nv"
+    assert right.get_title() == "true mel\npredicted mel 90%"
+    assert wrong.get_title() == "true mel\npredicted nv 90%"
     assert to_rgb(right.title.get_color()) == to_rgb("green")
     assert to_rgb(wrong.title.get_color()) == to_rgb("red")
+
+
+@pytest.fixture(scope="module")
+def judged():
+    rng = np.random.default_rng(0)
+    y_true = rng.integers(0, 6, 200)  # no vasc
+    y_prob = rng.dirichlet(np.ones(7), 200) + np.eye(7)[y_true]
+    return y_true, y_prob / 2
+
+
+@pytest.mark.parametrize(
+    ("plot", "figure"),
+    [
+        (plots.plot_roc_curves, "auc"),
+        (plots.plot_precision_recall_curves, "average_precision"),
+    ],
+)
+def test_curves_of_classes_with_cases_and_of_malignancy(judged, plot, figure):
+    metrics = compute_metrics(*judged, draws=20)
+    ax = plot(*judged, metrics)
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert [name.split()[0] for name in names] == [*CLASS_CODES[:6], "malignant"]
+    row = metrics["per_class"]["mel"][figure]
+    assert names[4] == f"mel {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def test_the_area_under_the_drawn_curve_is_the_one_in_the_legend(judged):
+    metrics = compute_metrics(*judged, draws=5)
+    line = plots.plot_roc_curves(*judged, metrics).lines[1 + 4]
+    area = np.trapezoid(line.get_ydata(), line.get_xdata())
+    assert area == pytest.approx(metrics["per_class"]["mel"]["auc"]["value"])
+
+
+def test_reliability_shows_the_share_right_in_each_bin():
+    y_prob = np.zeros((4, 7))
+    y_prob[:, 5] = 0.7
+    y_prob[:, 4] = 0.3
+    ax = plots.plot_reliability(np.array([5, 5, 5, 4]), {"before": y_prob})
+    (line,) = [line for line in ax.lines if line.get_label() == "before"]
+    assert line.get_xdata() == pytest.approx([0.7])
+    assert line.get_ydata() == pytest.approx([0.75])
+
+
+def test_risk_coverage_and_forest_show_values_and_intervals():
+    rows = [{"coverage": c, "error": {"value": c / 4, "low": 0, "high": c}} for c in (1.0, 0.5)]
+    ax = plots.plot_risk_coverage([row | {"missed": row["error"]} for row in rows])
+    assert ax.lines[0].get_ydata() == pytest.approx([0.25, 0.125])
+    table = pd.DataFrame({"label": ["a", "b"], "value": [0.5, 0.7], "low": 0.4, "high": 0.8})
+    ax = plots.plot_forest(table, title="t", reference=0.6)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.lines[1].get_xdata().tolist() == [0.5, 0.7]
+    assert ax.yaxis_inverted()
 
 
 def test_probabilities_are_sorted_and_named():

@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skinlesion import workflow
+from skinlesion import assessment, workflow
+from skinlesion.calibration import fit_temperature
 from skinlesion.config import make_config
+from skinlesion.dataset import list_images
 from skinlesion.errors import InputError
-from skinlesion.evaluation import read_predictions
-from skinlesion.labels import CLASS_CODES, SYNTHETIC_NOTE
-from skinlesion.metadata import load_metadata
+from skinlesion.isic_files import read_predictions
+from skinlesion.labels import LABEL_OF, SYNTHETIC_NOTE
 from skinlesion.model import WeightsUnavailableError
 from skinlesion.predictor import Predictor
 from skinlesion.split import read_split
@@ -43,6 +44,22 @@ def test_a_run_directory_holds_what_the_contract_says(trained_run):
     assert np.allclose(y_prob.sum(axis=1), 1, atol=1e-5)
 
 
+def test_the_bundle_holds_the_calibration_fitted_on_validation(trained_run):
+    names, y_prob = read_predictions(trained_run / "predictions_validation.csv")
+    split = read_split(trained_run / "splits.csv").set_index("image_id")
+    y_true = split.loc[names, "dx"].map(LABEL_OF).to_numpy()
+    fitted = Predictor.load(trained_run).calibration
+    assert fitted.images == len(names)
+    assert fitted.temperature == pytest.approx(fit_temperature(y_true, y_prob), rel=1e-4)
+
+
+def test_validation_predictions_are_those_of_the_files(trained_run, sample):
+    names, y_prob = read_predictions(trained_run / "predictions_validation.csv")
+    images = list_images(sample)
+    again = Predictor.load(trained_run).predict_probabilities([images[name] for name in names])
+    assert np.allclose(again, y_prob, atol=1e-5)
+
+
 def test_a_finished_run_is_kept(sample, tiny_config, trained_run, capsys):
     before = {path: path.stat().st_mtime_ns for path in trained_run.rglob("*")}
     workflow.train(sample, trained_run, tiny_config)
@@ -63,7 +80,7 @@ def test_a_run_of_another_split_is_refused(sample, tiny_config, trained_run, tmp
 
 
 def test_training_again_forgets_what_the_old_model_said(sample, tiny_config, run_copy):
-    workflow.evaluate(run_copy, data=sample)
+    assessment.evaluate(run_copy, data=sample)
     shutil.rmtree(run_copy / "model")
     workflow.train(sample, run_copy, tiny_config)
     assert not (run_copy / "predictions_test.csv").exists()
@@ -74,7 +91,7 @@ def test_another_dataset_is_refused(flat_data, tiny_config, trained_run):
     with pytest.raises(InputError, match="another dataset"):
         workflow.train(flat_data, trained_run, tiny_config)
     with pytest.raises(InputError, match="another dataset"):
-        workflow.evaluate(trained_run, data=flat_data)
+        assessment.evaluate(trained_run, data=flat_data)
 
 
 def test_a_mistake_leaves_no_run_directory(flat_data, tmp_path):
@@ -137,63 +154,60 @@ class TestSplit:
         with pytest.raises(InputError, match="holds another split"):
             workflow.split(sample, tmp_path / "splits.csv", seed=1)
 
-    def test_the_leak_is_told(self, sample, tmp_path, capsys):
-        workflow.split(sample, tmp_path / "a.csv")
-        assert "also in train: 0.0%" in capsys.readouterr().out
+    def test_the_leak_and_the_merged_lesions_are_told(self, sample, tmp_path, capsys):
+        table = pd.read_csv(sample / "HAM10000_metadata.csv").drop_duplicates("lesion_id")
+        ends = table[table["dx"] == "nv"]["image_id"].iloc[:2].tolist()
+        pairs = tmp_path / "pairs.csv"
+        pairs.write_text(f"image_id_1,image_id_2\n{ends[0]},{ends[1]}\n")
+        workflow.split(sample, tmp_path / "a.csv", near_duplicates=pairs)
+        said = capsys.readouterr().out
+        assert "also in train: 0.0%" in said
+        assert "merged 1 with others" in said
+        assert SYNTHETIC_NOTE in said
+        side = read_split(tmp_path / "a.csv").set_index("image_id")["split"]
+        assert side[ends[0]] == side[ends[1]]
         workflow.split(sample, tmp_path / "b.csv", recipe="original")
         assert "also in train: 0.0%" not in capsys.readouterr().out
 
 
-class TestEvaluate:
-    @pytest.fixture
-    def evaluated(self, sample, run_copy):
-        workflow.evaluate(run_copy, data=sample)
-        return run_copy
+class TestAudit:
+    def test_a_clean_split_and_a_leaking_one(self, sample, tmp_path, capsys):
+        workflow.split(sample, tmp_path / "a.csv")
+        assert workflow.audit(tmp_path / "a.csv", data=sample).is_clean
+        assert "audit: nothing wrong" in capsys.readouterr().out
+        workflow.split(sample, tmp_path / "b.csv", recipe="original")
+        assert not workflow.audit(tmp_path / "b.csv", data=sample).is_clean
+        assert "audit: this split is not clean" in capsys.readouterr().out
 
-    def test_files(self, evaluated, sample, capsys):
-        metrics = json.loads((evaluated / "evaluation" / "metrics.json").read_text())
-        assert metrics["synthetic"] is True
-        assert set(metrics["per_class"]) == set(CLASS_CODES)
-        row = metrics["overall"]["balanced_accuracy"]
-        assert row["low"] <= row["value"] <= row["high"]
-        assert {path.name for path in (evaluated / "evaluation").iterdir()} == {
-            "metrics.json",
-            "metrics.csv",
-            "classification_report.csv",
-            "confusion_matrix.csv",
-            "confusion_matrix.png",
-            "confusion_matrix_normalized.png",
-            "learning_curves.png",
-            "sample_predictions.png",
-        }
+    def test_missing_images_are_named(self, sample, tmp_path, capsys):
+        split = workflow.split(sample, tmp_path / "a.csv")
+        split.iloc[1:].to_csv(tmp_path / "b.csv", index=False)
+        assert not workflow.audit(tmp_path / "b.csv", data=sample).is_clean
+        assert f"does not name: 1. {split['image_id'][0]}" in capsys.readouterr().out
 
-    def test_test_images_only_and_figures_from_the_prediction_file(self, evaluated, sample):
-        names, y_prob = read_predictions(evaluated / "predictions_test.csv")
-        split = read_split(evaluated / "splits.csv").set_index("image_id")
-        assert set(names) == set(split.index[split["split"] == "test"])
-        y_true = load_metadata(sample).set_index("image_id").loc[names, "label"]
-        accuracy = (y_prob.argmax(axis=1) == y_true).mean()
-        metrics = json.loads((evaluated / "evaluation" / "metrics.json").read_text())
-        assert metrics["overall"]["accuracy"]["value"] == pytest.approx(accuracy)
 
-    def test_predictions_are_made_once_whatever_their_order(self, evaluated, sample):
-        path = evaluated / "predictions_test.csv"
-        first = json.loads((evaluated / "evaluation" / "metrics.json").read_text())
-        pd.read_csv(path).iloc[::-1].to_csv(path, index=False)
-        before = path.read_bytes()
-        workflow.evaluate(evaluated, data=sample)
-        assert json.loads((evaluated / "evaluation" / "metrics.json").read_text()) == first
-        assert path.read_bytes() == before
+def test_near_duplicates_of_a_dataset_are_listed(sample, tmp_path, capsys):
+    """Random weights propose badly, but what is listed must be shots of one lesion."""
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    table = pd.read_csv(sample / "HAM10000_metadata.csv")
+    hidden = tmp_path / "hidden"
+    shutil.copytree(sample, hidden)
+    table.assign(lesion_id=table["image_id"]).to_csv(hidden / "HAM10000_metadata.csv", index=False)
+    found = workflow.find_near_duplicates(hidden, tmp_path / "pairs.csv", weights="none")
+    assert len(found) > 5
+    lesion = table.set_index("image_id")["lesion_id"]
+    assert (lesion[found["image_id_1"]].to_numpy() == lesion[found["image_id_2"]].to_numpy()).all()
+    workflow.split(hidden, tmp_path / "s.csv", near_duplicates=tmp_path / "pairs.csv")
+    assert "merged 0" not in capsys.readouterr().out
 
-    def test_predictions_of_other_images_are_refused(self, evaluated, sample):
-        path = evaluated / "predictions_test.csv"
-        pd.read_csv(path).iloc[1:].to_csv(path, index=False)
-        with pytest.raises(InputError, match="does not fit the split: missing ISIC_"):
-            workflow.evaluate(evaluated, data=sample)
 
-    def test_the_sample_is_called_synthetic(self, run_copy, sample, capsys):
-        workflow.evaluate(run_copy, data=sample)
-        assert SYNTHETIC_NOTE in capsys.readouterr().out
+def test_a_finished_run_of_other_settings_is_used_but_this_is_said(
+    sample, trained_run, tmp_path, capsys
+):
+    other = make_config("default", image_size=(97, 97), weights="none", epochs=2, batch_size=16)
+    splits = tmp_path / "s.csv"
+    assert workflow.train_if_missing(sample, trained_run, other, splits=splits) == trained_run
+    assert "other settings than the ones given here: epochs" in capsys.readouterr().out
 
 
 class TestPredict:

@@ -1,0 +1,311 @@
+"""The steps that judge, over real files: evaluate, score, compare, ensembles and folds."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from skinlesion import assessment, workflow
+from skinlesion.calibration import apply_temperature
+from skinlesion.config import make_config
+from skinlesion.errors import InputError
+from skinlesion.isic_files import read_predictions, write_predictions
+from skinlesion.labels import CLASS_CODES, LABEL_OF, SYNTHETIC_NOTE
+from skinlesion.metadata import load_metadata
+from skinlesion.predictor import Predictor
+from skinlesion.split import read_split
+
+
+@pytest.fixture(scope="module")
+def second_run(sample, tmp_path_factory):
+    """Another model for the same test images."""
+    config = make_config(
+        "default", image_size=(32, 48), weights="none", epochs=1, batch_size=16, seed=42, limit=40
+    )
+    return workflow.train(sample, tmp_path_factory.mktemp("runs") / "second", config)
+
+
+@pytest.fixture
+def two_runs(run_copy, second_run, sample, tmp_path):
+    runs = [run_copy, tmp_path / "second"]
+    shutil.copytree(second_run, runs[1])
+    for run in runs:
+        assessment.evaluate(run, data=sample)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def truth(sample, tmp_path_factory):
+    """Twenty-one images of the sample as an external test set, with its truth file."""
+    table = load_metadata(sample).groupby("dx").head(3)
+    folder = tmp_path_factory.mktemp("external")
+    (folder / "images").mkdir()
+    for path in table["path"]:
+        shutil.copy(path, folder / "images")
+    write_predictions(folder / "truth.csv", list(table["image_id"]), np.eye(7)[table["label"]])
+    return folder / "truth.csv"
+
+
+def calibrated(run, paths):
+    predictor = Predictor.load(run)
+    y_prob = predictor.predict_probabilities(paths)
+    return apply_temperature(y_prob, predictor.calibration.temperature)
+
+
+class TestEvaluate:
+    @pytest.fixture
+    def evaluated(self, sample, run_copy):
+        assessment.evaluate(run_copy, data=sample)
+        return run_copy
+
+    def test_files(self, evaluated, sample, capsys):
+        metrics = json.loads((evaluated / "evaluation" / "metrics.json").read_text())
+        assert metrics["synthetic"] is True
+        assert set(metrics["per_class"]) == set(CLASS_CODES)
+        assert 0 < metrics["explanation"]["area"] < 1
+        assert metrics["calibration"]["validation_images"] > 0
+        row = metrics["overall"]["balanced_accuracy"]
+        assert row["low"] <= row["value"] <= row["high"]
+        assert {path.name for path in (evaluated / "evaluation").iterdir()} == {
+            "metrics.json",
+            "metrics.csv",
+            "classification_report.csv",
+            "confusion_matrix.csv",
+            "operating_points.csv",
+            "risk_coverage.csv",
+            "subgroups.csv",
+            "confident_mistakes.png",
+            "confusion_matrix.png",
+            "confusion_matrix_normalized.png",
+            "explanations.png",
+            "learning_curves.png",
+            "precision_recall_curves.png",
+            "reliability.png",
+            "risk_coverage.png",
+            "roc_curves.png",
+            "sample_predictions.png",
+            "subgroups.png",
+        }
+
+    def test_test_images_only_and_figures_from_the_prediction_file(self, evaluated, sample):
+        names, y_prob = read_predictions(evaluated / "predictions_test.csv")
+        split = read_split(evaluated / "splits.csv").set_index("image_id")
+        assert set(names) == set(split.index[split["split"] == "test"])
+        y_true = load_metadata(sample).set_index("image_id").loc[names, "label"]
+        accuracy = (y_prob.argmax(axis=1) == y_true).mean()
+        metrics = json.loads((evaluated / "evaluation" / "metrics.json").read_text())
+        assert metrics["overall"]["accuracy"]["value"] == pytest.approx(accuracy)
+
+    def test_predictions_are_made_once_whatever_their_order(self, evaluated, sample):
+        path = evaluated / "predictions_test.csv"
+        first = json.loads((evaluated / "evaluation" / "metrics.json").read_text())
+        pd.read_csv(path).iloc[::-1].to_csv(path, index=False)
+        before = path.read_bytes()
+        assessment.evaluate(evaluated, data=sample)
+        assert json.loads((evaluated / "evaluation" / "metrics.json").read_text()) == first
+        assert path.read_bytes() == before
+
+    def test_predictions_of_other_images_are_refused(self, evaluated, sample):
+        path = evaluated / "predictions_test.csv"
+        pd.read_csv(path).iloc[1:].to_csv(path, index=False)
+        with pytest.raises(InputError, match="not about the images to judge: missing ISIC_"):
+            assessment.evaluate(evaluated, data=sample)
+
+    def test_the_sample_is_called_synthetic(self, run_copy, sample, capsys):
+        assessment.evaluate(run_copy, data=sample)
+        assert SYNTHETIC_NOTE in capsys.readouterr().out
+
+    def test_a_bundle_in_its_run_is_as_good_as_the_run(self, evaluated, sample):
+        before = (evaluated / "predictions_test.csv").read_bytes()
+        assessment.evaluate(evaluated / "model", data=sample)
+        assert (evaluated / "predictions_test.csv").read_bytes() == before
+
+    def test_a_bundle_by_itself_says_how_it_can_be_tested(self, evaluated, sample, tmp_path):
+        shutil.copytree(evaluated / "model", tmp_path / "alone" / "bundle")
+        with pytest.raises(InputError, match="--images and --truth"):
+            assessment.evaluate(tmp_path / "alone" / "bundle", data=sample)
+
+    def test_augmentation_stands_beside_the_plain_predictions(self, evaluated, sample, capsys):
+        plain = (evaluated / "predictions_test.csv").read_bytes()
+        metrics = assessment.evaluate(evaluated, data=sample, tta=True)
+        assert (evaluated / "predictions_test.csv").read_bytes() == plain
+        assert list(metrics["variants"]) == ["single", "test-time augmentation"]
+        assert metrics["variants"]["single"] == metrics["overall"]
+        _, averaged = read_predictions(evaluated / "predictions_test_tta.csv")
+        assert not np.allclose(averaged, read_predictions(evaluated / "predictions_test.csv")[1])
+        assert "test-time augmentation:" in capsys.readouterr().out
+
+
+def test_augmented_predictions_do_not_depend_on_how_the_image_is_turned(trained_run):
+    images = np.random.default_rng(0).integers(0, 256, (2, 97, 97, 3), np.uint8)
+    predictor = Predictor.load(trained_run)
+    straight = predictor.predict_images(images, tta=True)
+    for turned in (images[:, ::-1], images.swapaxes(1, 2), np.rot90(images, axes=(1, 2))):
+        assert np.allclose(predictor.predict_images(turned, tta=True), straight, atol=1e-5)
+        assert not np.allclose(predictor.predict_images(turned), straight, atol=1e-5)
+
+
+class TestExternal:
+    def test_one_run_on_other_images(self, trained_run, truth, tmp_path, sample):
+        metrics = assessment.evaluate_external(
+            [trained_run], truth.parent / "images", truth, tmp_path / "out"
+        )
+        assert (metrics["n"], metrics["lesions"]) == (21, 21)
+        names, y_prob = read_predictions(tmp_path / "out" / "predictions.csv")
+        paths = [truth.parent / "images" / f"{name}.jpg" for name in names]
+        assert np.allclose(Predictor.load(trained_run).predict_probabilities(paths), y_prob)
+        labels = load_metadata(sample).set_index("image_id").loc[names, "label"]
+        accuracy = (y_prob.argmax(axis=1) == labels.to_numpy()).mean()
+        assert metrics["overall"]["accuracy"]["value"] == pytest.approx(accuracy)
+        assert "operating_points" in metrics["calibration"]
+
+    def test_metadata_gives_lesions_and_subgroups(self, trained_run, truth, tmp_path, sample):
+        metrics = assessment.evaluate_external(
+            [trained_run / "model"],
+            truth.parent / "images",
+            truth,
+            tmp_path / "out",
+            metadata=sample / "HAM10000_metadata.csv",
+        )
+        assert metrics["lesions"] < 21
+        assert (tmp_path / "out" / "subgroups.csv").is_file()
+
+    def test_several_runs_are_averaged_after_calibration(
+        self, trained_run, second_run, truth, tmp_path
+    ):
+        runs = [trained_run, second_run]
+        metrics = assessment.evaluate_external(
+            runs, truth.parent / "images", truth, tmp_path / "out"
+        )
+        names, y_prob = read_predictions(tmp_path / "out" / "predictions.csv")
+        paths = [truth.parent / "images" / f"{name}.jpg" for name in names]
+        expected = np.mean([calibrated(run, paths) for run in runs], axis=0)
+        assert np.allclose(y_prob, expected, atol=1e-6)
+        assert list(metrics["variants"]) == [str(trained_run), str(second_run), "ensemble"]
+        assert metrics["variants"]["ensemble"] == metrics["overall"]
+
+    def test_a_missing_image_is_named(self, trained_run, truth, tmp_path):
+        names, y_prob = read_predictions(truth)
+        write_predictions(tmp_path / "t.csv", [*names[1:], "ISIC_absent"], y_prob)
+        with pytest.raises(
+            InputError, match=r"1 of 21 images of t\.csv are not there: ISIC_absent"
+        ):
+            assessment.evaluate_external(
+                [trained_run], truth.parent / "images", tmp_path / "t.csv", tmp_path / "out"
+            )
+
+    def test_metadata_of_another_diagnosis_is_refused(self, trained_run, truth, tmp_path, sample):
+        table = pd.read_csv(sample / "HAM10000_metadata.csv")
+        table.loc[0, "dx"] = "vasc" if table["dx"][0] != "vasc" else "nv"
+        table.to_csv(tmp_path / "m.csv", index=False)
+        with pytest.raises(InputError, match=f"different diagnoses for {table['image_id'][0]}"):
+            assessment.score(truth, truth, tmp_path / "out", metadata=tmp_path / "m.csv")
+
+
+class TestTogether:
+    def test_runs_of_one_test_set_are_an_ensemble(self, two_runs, sample, tmp_path, capsys):
+        metrics = assessment.evaluate_together(two_runs, tmp_path / "out", data=sample)
+        names, y_prob = read_predictions(tmp_path / "out" / "predictions.csv")
+        paths = load_metadata(sample).set_index("image_id").loc[names, "path"].tolist()
+        expected = np.mean([calibrated(run, paths) for run in two_runs], axis=0)
+        assert np.allclose(y_prob, expected, atol=1e-5)
+        assert list(metrics["variants"]) == [*map(str, two_runs), "ensemble"]
+        alone = json.loads((two_runs[0] / "evaluation" / "metrics.json").read_text())
+        member = metrics["variants"][str(two_runs[0])]["macro_auc"]["value"]
+        assert member == pytest.approx(alone["overall"]["macro_auc"]["value"])
+        assert "2 runs as ensemble" in capsys.readouterr().out
+
+    def test_folds_judge_each_image_by_the_model_that_has_not_seen_it(
+        self, sample, tmp_path, capsys
+    ):
+        config = make_config("default", image_size=(32, 48), weights="none", epochs=1, limit=14)
+        runs = []
+        for fold in (1, 2):
+            splits = tmp_path / f"{fold}.csv"
+            workflow.split(sample, splits, fold=(fold, 2))
+            runs.append(workflow.train(sample, tmp_path / f"run{fold}", config, splits=splits))
+        metrics = assessment.evaluate_together(runs, tmp_path / "out", data=sample)
+        assert metrics["n"] == 84
+        assert "2 runs as folds" in capsys.readouterr().out
+        names, y_prob = read_predictions(tmp_path / "out" / "predictions.csv")
+        tested = read_split(runs[0] / "splits.csv").query("split == 'test'")["image_id"]
+        paths = load_metadata(sample).set_index("image_id").loc[list(tested), "path"]
+        ours = pd.DataFrame(y_prob, index=names).loc[list(tested)].to_numpy()
+        assert np.allclose(ours, calibrated(runs[0], list(paths)), atol=1e-5)
+
+        # A model must not judge what it was trained on.
+        partly = tmp_path / "partly.csv"
+        split = read_split(runs[0] / "splits.csv")
+        first = split.index[split["split"] == "test"][0]
+        split.loc[first, "split"] = "train"
+        split.to_csv(partly, index=False)
+        other = workflow.train(sample, tmp_path / "other", config, splits=partly)
+        with pytest.raises(InputError, match="the same in part"):
+            assessment.evaluate_together([runs[0], other], tmp_path / "out2", data=sample)
+
+
+class TestScore:
+    def test_equals_what_evaluate_says_of_the_same_predictions(self, run_copy, sample, tmp_path):
+        evaluated = assessment.evaluate(run_copy, data=sample)
+        split = read_split(run_copy / "splits.csv").query("split == 'test'")
+        labels = split["dx"].map(LABEL_OF).to_numpy()
+        write_predictions(tmp_path / "t.csv", list(split["image_id"]), np.eye(7)[labels])
+        scored = assessment.score(
+            run_copy / "predictions_test.csv",
+            tmp_path / "t.csv",
+            tmp_path / "out",
+            metadata=sample / "HAM10000_metadata.csv",
+        )
+        for name, row in evaluated["overall"].items():
+            assert scored["overall"][name] == pytest.approx(row)
+        assert "calibration" not in scored
+
+    def test_without_metadata_images_are_lesions_and_this_is_said(self, truth, tmp_path, capsys):
+        metrics = assessment.score(truth, truth, tmp_path / "out")
+        assert metrics["lesions"] == metrics["n"] == 21
+        assert metrics["overall"]["balanced_accuracy"]["value"] == 1
+        assert "every image counts as a lesion of its own" in capsys.readouterr().out
+
+    def test_a_class_without_a_case_is_nan(self, tmp_path):
+        write_predictions(tmp_path / "t.csv", ["a", "b"], np.eye(7)[[4, 5]])
+        assessment.score(tmp_path / "t.csv", tmp_path / "t.csv", tmp_path / "out")
+        written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+        assert written["per_class"]["df"]["sensitivity"]["value"] is None
+        assert written["per_class"]["df"]["support"] == 0
+
+    def test_predictions_of_other_images_are_refused(self, truth, tmp_path):
+        names, y_prob = read_predictions(truth)
+        write_predictions(tmp_path / "p.csv", [*names[1:], "other"], y_prob)
+        with pytest.raises(InputError, match=f"missing {names[0]}; extra other"):
+            assessment.score(tmp_path / "p.csv", truth, tmp_path / "out")
+
+
+class TestCompare:
+    def test_two_runs(self, two_runs, tmp_path, capsys):
+        found = assessment.compare(*two_runs, tmp_path / "out")
+        written = json.loads((tmp_path / "out" / "comparison.json").read_text())
+        assert written["mcnemar"] == found["mcnemar"]
+        values = [
+            json.loads((run / "evaluation" / "metrics.json").read_text())["overall"]["macro_f1"]
+            for run in two_runs
+        ]
+        row = next(f for f in found["figures"] if f["figure"] == "macro_f1")
+        assert (row["a"], row["b"]) == (values[0]["value"], values[1]["value"])
+        assert row["difference"] == pytest.approx(values[1]["value"] - values[0]["value"])
+        assert (tmp_path / "out" / "comparison.png").is_file()
+        said = capsys.readouterr().out
+        assert "McNemar" in said and SYNTHETIC_NOTE in said
+
+    def test_other_test_images_are_refused(self, two_runs, tmp_path):
+        path = two_runs[1] / "splits.csv"
+        split = read_split(path)
+        split.loc[split.index[split["split"] == "test"][0], "split"] = "train"
+        split.to_csv(path, index=False)
+        with pytest.raises(InputError, match="different test images"):
+            assessment.compare(*two_runs, tmp_path / "out")
+
+    def test_a_run_that_was_not_evaluated_is_refused(self, trained_run, run_copy, tmp_path):
+        with pytest.raises(InputError, match="were not predicted yet"):
+            assessment.compare(trained_run, run_copy, tmp_path / "out")
