@@ -1,10 +1,12 @@
 """Execute the numbered notebooks from top to bottom, in the project's environment.
 
     .venv/bin/python scripts/run_notebooks.py --data DIR --work DIR [--set name=value ...]
+    .venv/bin/python scripts/run_notebooks.py --data DIR --work DIR --only 04_evaluate --html
     .venv/bin/python scripts/run_notebooks.py --refresh ...
 
-The executed notebooks go to WORK/notebooks. `--refresh` instead writes the outputs back into
-`notebooks/`: that is how the committed outputs are made, on the synthetic sample.
+The executed notebooks go to WORK/notebooks; `--html` renders them beside, for reading and sending
+to others: a run is WORK/runs/NAME, chosen with `--set 'name="NAME"'`. `--refresh` instead writes
+the outputs back into `notebooks/`: the committed ones are made so, on the synthetic sample.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
+from nbconvert import HTMLExporter
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "notebooks"
@@ -96,6 +99,7 @@ def main() -> None:
     )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON")
     parser.add_argument("--only", default="*", metavar="NAME", help="of one notebook")
+    parser.add_argument("--html", action="store_true", help="also render them to HTML")
     parser.add_argument("--refresh", action="store_true", help="write outputs into notebooks/")
     arguments = parser.parse_args()
     pairs = (pair.partition("=") for pair in arguments.set)
@@ -110,6 +114,10 @@ def main() -> None:
         nbformat.write(
             without_traces(executed) if arguments.refresh else executed, out / source.name
         )
+        if arguments.html:
+            page = out / f"{source.stem}.html"
+            page.write_text(HTMLExporter().from_notebook_node(executed)[0], encoding="utf-8")
+            print(f"=== {page}")
         print(f"=== {source.name}: done in {time.monotonic() - started:.0f} s", flush=True)
 
 

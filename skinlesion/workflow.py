@@ -162,7 +162,7 @@ def describe_audit(found: Audit) -> str:
     pairs = [f"{a} ({s}) and {b} ({t})" for a, b, s, t in found.pairs_across.to_numpy()]
     parts = [
         "test images, and how many of them show a lesion that is also seen elsewhere:",
-        found.leaks.to_string(),
+        found.leaks.T.to_string(),
         describe_leaks(found),
         f"lesions in more than one split: {found.lesions_shared:,}",
         f"near duplicates in different splits: {len(pairs):,}. {name_some(pairs, shown=2)}",

@@ -11,6 +11,7 @@ from skinlesion import assessment, workflow
 from skinlesion.calibration import apply_temperature
 from skinlesion.config import make_config
 from skinlesion.errors import InputError
+from skinlesion.input_pipeline import load_images
 from skinlesion.isic_files import read_predictions, write_predictions
 from skinlesion.labels import CLASS_CODES, LABEL_OF, SYNTHETIC_NOTE
 from skinlesion.metadata import load_metadata
@@ -138,8 +139,8 @@ class TestEvaluate:
         assert "test-time augmentation:" in capsys.readouterr().out
 
 
-def test_augmented_predictions_do_not_depend_on_how_the_image_is_turned(trained_run):
-    images = np.random.default_rng(0).integers(0, 256, (2, 97, 97, 3), np.uint8)
+def test_augmented_predictions_do_not_depend_on_how_the_image_is_turned(trained_run, sample):
+    images = load_images(sorted(sample.glob("*part_1/*.jpg"))[:4], image_size=(97, 97))
     predictor = Predictor.load(trained_run)
     straight = predictor.predict_images(images, tta=True)
     for turned in (images[:, ::-1], images.swapaxes(1, 2), np.rot90(images, axes=(1, 2))):

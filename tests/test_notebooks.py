@@ -84,7 +84,7 @@ class TestEachNotebook:
 def executed(sample, tmp_path_factory):
     """All five, in order, on the sample."""
     work = tmp_path_factory.mktemp("notebooks")
-    finished = run_notebooks("--data", sample, "--work", work, *QUICK)
+    finished = run_notebooks("--data", sample, "--work", work, "--html", *QUICK)
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     return work
 
@@ -94,6 +94,13 @@ def test_top_to_bottom_each_finds_what_the_one_before_left(executed):
     text = (executed / "notebooks" / "04_evaluate.ipynb").read_text()
     assert "using the finished run" in text
     assert (executed / "runs" / "default" / "evaluation" / "metrics.json").is_file()
+
+
+def test_a_report_in_html_holds_figures_and_images(executed):
+    page = (executed / "notebooks" / "04_evaluate.html").read_text()
+    assert "balanced accuracy" in page
+    assert page.count("data:image/png;base64") >= 9
+    assert "not for clinical use" in page
 
 
 def test_every_figure_made_from_the_sample_is_captioned(executed):
