@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 
     from skinlesion.predictor import Predictor
 
-EXPLAINED = 4
-"""Right and wrong test images, each, whose heat maps are shown."""
-
 
 def evaluate(run: Path, *, data: str | Path | None = None, tta: bool = False) -> dict[str, Any]:
     """Predict the test images of a run, once, and write figures, tables and `metrics.json`.
@@ -313,7 +310,7 @@ def plot_explanations(
     *,
     kinds: Sequence[bool] = (True, False),
 ) -> "Figure":
-    """Heat of the predicted class for the most confident right and wrong images.
+    """Heat of the predicted class: of each class the most confident right and wrong image.
 
     Args:
         predictor: the model.
@@ -325,10 +322,13 @@ def plot_explanations(
     from skinlesion.explanation import overlay_heat
 
     top, truth = y_prob.argmax(axis=1), rows["label"].to_numpy()
-    order = np.argsort(-y_prob.max(axis=1), kind="stable")
-    chosen = np.concatenate(
-        [[i for i in order if (top[i] == truth[i]) == kind][:EXPLAINED] for kind in kinds]
-    ).astype(int)
+    confidence = y_prob.max(axis=1)
+    groups = [
+        np.flatnonzero((truth == label) & ((top == truth) == kind))
+        for kind in kinds
+        for label in range(len(CLASS_CODES))
+    ]
+    chosen = np.array([group[confidence[group].argmax()] for group in groups if len(group)], int)
     paths = list(rows["path"].iloc[chosen])
     heat = predictor.explain(paths, top[chosen])
     images = [decode_image(path, image_size=(150, 200)) for path in paths]

@@ -36,7 +36,9 @@ def compute_metrics(
     Images of one lesion resemble each other, so whole lesions are drawn, not images; intervals
     from images would be too narrow. A figure that is undefined, such as the sensitivity to a class
     without cases, is NaN. Means over classes are over those with at least one case. A draw that
-    lacks one of these is left out for the figures that need it.
+    lacks one of these is left out for the figures that need it. Where all cases of a class are
+    right, every draw says 1 and the interval has no width: that is a limit of the bootstrap, not
+    certainty; with n lesions the true value may well be as low as 1 - 3 / n (the rule of three).
 
     Overall: accuracy; balanced accuracy, the mean sensitivity; macro and support-weighted F1;
     Cohen's kappa (Cohen 1960); Matthews' correlation for several classes (Gorodkin 2004); mean

@@ -210,7 +210,7 @@ def plot_risk_coverage(referral: Sequence[Mapping[str, Any]], ax: Axes | None = 
         ax.fill_between(coverage, low, high, alpha=0.15)
     ax.set(xlabel="images judged, the rest referred", ylabel="share", xlim=(0, 1), ylim=(0, None))
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(PercentFormatter(1))
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.set_title("Risk when uncertain images are referred")
     ax.legend()
     return ax

@@ -22,6 +22,8 @@ from skinlesion.input_pipeline import decode_image
 from skinlesion.labels import CLASS_CODES, SYNTHETIC_NOTE
 
 SHOWN_IMAGES = 12
+SHOWN_FROM = 20
+"""Images that a subgroup needs to be drawn; `subgroups.csv` has all."""
 PICTURE_SIZE = (150, 200)
 
 
@@ -75,7 +77,8 @@ def write_report(
     subgroups = compute_subgroups(y_true, y_prob, rows) if "lesion_id" in rows else pd.DataFrame()
     if len(subgroups):
         write_csv(out / "subgroups.csv", subgroups)
-        drawn["subgroups"] = draw_subgroups(subgroups, metrics)
+        if (subgroups["images"] >= SHOWN_FROM).any():
+            drawn["subgroups"] = draw_subgroups(subgroups, metrics)
     if "path" in rows:
         drawn["sample_predictions"] = draw_samples(rows, y_prob, seed=seed)
         if (y_prob.argmax(axis=1) != y_true).any():
@@ -140,7 +143,9 @@ def draw_mistakes(rows: pd.DataFrame, y_prob: np.ndarray) -> Figure:
 
 def draw_subgroups(subgroups: pd.DataFrame, metrics: Mapping[str, Any]) -> Figure | SubFigure:
     """Balanced accuracy of each subgroup, with support. Arguments: of `compute_subgroups`."""
-    rows = subgroups[subgroups["figure"] == "balanced_accuracy"]
+    rows = subgroups[
+        (subgroups["figure"] == "balanced_accuracy") & (subgroups["images"] >= SHOWN_FROM)
+    ]
     labels = (
         rows["attribute"].str.replace("localization", "site")
         + ": "
@@ -149,7 +154,7 @@ def draw_subgroups(subgroups: pd.DataFrame, metrics: Mapping[str, Any]) -> Figur
         + rows["malignant"].map("{:,} malignant)".format)
     )
     overall = metrics["overall"]["balanced_accuracy"]["value"]
-    title = "Balanced accuracy by subgroup, 95 % interval"
+    title = f"Balanced accuracy, subgroups of {SHOWN_FROM} images and more"
     return plots.plot_forest(rows.assign(label=labels), title=title, reference=overall).figure
 
 
