@@ -96,8 +96,8 @@ def plot_images(
     colors: Sequence[str] | None = None,
     columns: int = 4,
 ) -> Figure:
-    """A grid of images, uint8 (height, width, 3) each, with a title above each."""
-    rows = -(-len(images) // columns)
+    """A grid of images, uint8 (height, width, 3) each, with a title above each; none is no error."""
+    rows = max(1, -(-len(images) // columns))
     figure, axes = plt.subplots(
         rows, columns, figsize=(2.0 * columns, 1.9 * rows), squeeze=False, layout="constrained"
     )
@@ -107,6 +107,8 @@ def plot_images(
     for ax, image, title, color in zip(axes.flat, images, titles, colors, strict=False):
         ax.imshow(image)
         ax.set_title(title, color=color, fontsize=9)
+    if not len(images):
+        axes[0, 0].set_title("no such image", fontsize=9)
     return figure
 
 

@@ -144,7 +144,8 @@ def draw_subgroups(subgroups: pd.DataFrame, metrics: Mapping[str, Any]) -> Figur
     """Balanced accuracy of each subgroup, with support. Arguments: of `compute_subgroups`."""
     rows = subgroups[subgroups["figure"] == "balanced_accuracy"]
     # Of a few images a figure says nothing; but a small test set has no other subgroups.
-    rows = rows[rows["images"] >= min(SHOWN_FROM, rows["images"].max())]
+    least = min(SHOWN_FROM, rows["images"].max())
+    rows = rows[rows["images"] >= least]
     labels = (
         rows["attribute"].str.replace("localization", "site")
         + ": "
@@ -153,7 +154,7 @@ def draw_subgroups(subgroups: pd.DataFrame, metrics: Mapping[str, Any]) -> Figur
         + rows["malignant"].map("{:,} malignant)".format)
     )
     overall = metrics["overall"]["balanced_accuracy"]["value"]
-    title = f"Balanced accuracy, subgroups of {rows['images'].min():,} images and more"
+    title = f"Balanced accuracy, subgroups of at least {least} images"
     return plots.plot_forest(rows.assign(label=labels), title=title, reference=overall).figure
 
 

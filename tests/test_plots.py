@@ -125,6 +125,11 @@ def test_risk_coverage_and_forest_show_values_and_intervals():
     assert ax.yaxis_inverted()
 
 
+def test_no_images_is_a_figure_that_says_so():
+    figure = plots.plot_sample_predictions([], np.zeros(0, int), np.zeros((0, 7)))
+    assert figure.axes[0].get_title() == "no such image"
+
+
 def test_probabilities_are_sorted_and_named():
     probabilities = dict(zip(CLASS_CODES, [0.1, 0.05, 0.05, 0.1, 0.5, 0.15, 0.05], strict=True))
     ax = plots.plot_probabilities(probabilities)
