@@ -96,7 +96,7 @@ def plot_images(
     colors: Sequence[str] | None = None,
     columns: int = 4,
 ) -> Figure:
-    """A grid of images, uint8 (height, width, 3) each, with a title above each; none is no error."""
+    """A grid of images, uint8 (height, width, 3) each, each with a title; none is no error."""
     rows = max(1, -(-len(images) // columns))
     figure, axes = plt.subplots(
         rows, columns, figsize=(2.0 * columns, 1.9 * rows), squeeze=False, layout="constrained"
