@@ -15,6 +15,7 @@ Augmentation = Literal["dermatoscopic", "original", "none"]
 Head = Literal["pooled", "original"]
 Schedule = Literal["cosine", "plateau"]
 ClassWeights = Literal["balanced", "none"]
+Method = Literal["network", "regression"]
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:
@@ -49,6 +50,11 @@ class Config:
         resize: how images are brought to `image_size`.
         preprocessing: `imagenet` is what the ImageNet weights were trained with (BGR, channel
             means subtracted); `divide_by_255` is what the original did.
+        method: `network` trains the network by gradient descent; `regression` keeps it as it was
+            pretrained and fits a logistic regression on its pooled features, chosen on validation
+            (a linear probe: Alain and Bengio, arXiv:1610.01644). What describes epochs, rates and
+            augmentation is then without effect.
+        top_stage: the last ResNet50 stage that is used, `conv2` to `conv5`.
         head: `original` is the head of the original notebook, 24,801,223 parameters with the
             backbone at 224x224; `pooled` averages each feature map (He et al., arXiv:1512.03385).
         augmentation: which random transforms training images go through.
@@ -81,6 +87,8 @@ class Config:
     image_size: tuple[int, int] = (224, 224)
     resize: Resize
     preprocessing: Preprocessing
+    method: Method = "network"
+    top_stage: str = "conv5"
     head: Head
     augmentation: Augmentation
     batch_size: int = 32
@@ -134,6 +142,18 @@ class Config:
             "batch_norm_momentum",
             "between 0 and 1",
             self.batch_norm_momentum,
+        )
+        _require(
+            self.top_stage in STAGES[1:],
+            "top_stage",
+            f"one of {', '.join(STAGES[1:])}",
+            self.top_stage,
+        )
+        _require(
+            self.method == "network" or self.head == "pooled",
+            "head",
+            "pooled for the method regression, which is fitted on pooled features",
+            self.head,
         )
         _require(
             self.fine_tune_from in STAGES,
@@ -198,6 +218,30 @@ RECIPES = {
         schedule="cosine",
         early_stopping_patience=6,
     ),
+    # The floor that every trained network has to beat, and what a machine without GPU does in
+    # minutes: only a linear layer is fitted. `conv4` is the last stage of which the features serve
+    # for images unlike ImageNet's: Yosinski et al., arXiv:1411.1792.
+    "probe": Config(
+        recipe="probe",
+        split="grouped",
+        image_size=(128, 128),
+        resize="bilinear",
+        preprocessing="imagenet",
+        method="regression",
+        top_stage="conv4",
+        head="pooled",
+        augmentation="none",
+        epochs=1,
+        frozen_share=1.0,
+        head_learning_rate=1e-3,
+        learning_rate=1e-4,
+        fine_tune_from="conv5",
+        train_batch_norm=False,
+        batch_norm_momentum=0.99,
+        class_weights="balanced",
+        schedule="cosine",
+        early_stopping_patience=1,
+    ),
 }
 
 
@@ -223,9 +267,12 @@ def config_from_dict(settings: Mapping[str, Any]) -> Config:
     Raises:
         InputError: an unknown or missing setting, or a value out of range.
     """
-    names = {field.name for field in dataclasses.fields(Config)}
+    fields = dataclasses.fields(Config)
+    names = {field.name for field in fields}
     unknown = sorted(set(settings) - names)
-    missing = sorted(names - set(settings))
+    # Settings with a default are newer than the first version: a run without them had the default.
+    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+    missing = sorted(needed - set(settings))
     if unknown or missing:
         raise InputError(
             f"settings do not fit this version: unknown {unknown or 'none'}, missing "

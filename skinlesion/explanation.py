@@ -8,9 +8,8 @@ import tensorflow as tf
 from PIL import Image
 
 from skinlesion.errors import InputError
-from skinlesion.model import BACKBONE_NAME
+from skinlesion.model import BACKBONE_NAME, STAGE_OUTPUTS
 
-STAGE_OUTPUTS = ("conv5_block3_out", "conv4_block6_out", "conv3_block4_out", "conv2_block3_out")
 SMALLEST_MAP = 7
 """Least height and width of the feature map that heat is computed on: that of `conv5` at 224x224,
 which the paper uses. In smaller images `conv5` is so coarse that an earlier stage says more."""
@@ -118,8 +117,7 @@ def measure_heat(heat: np.ndarray, masks: list[Path]) -> dict[str, float]:
 
 
 def _choose_map(backbone: keras.Model) -> keras.KerasTensor:
-    for name in STAGE_OUTPUTS:
-        output = backbone.get_layer(name).output
-        if min(output.shape[1:3]) >= SMALLEST_MAP:
-            break
-    return output
+    there = {layer.name: layer.output for layer in backbone.layers}
+    outputs = [there[name] for name in STAGE_OUTPUTS.values() if name in there]
+    fine = [output for output in outputs if min(output.shape[1:3]) >= SMALLEST_MAP]
+    return fine[-1] if fine else outputs[0]

@@ -21,6 +21,14 @@ SMALLEST_SIZE: dict[Head, int] = {"original": 97, "pooled": 32}
 head's 3x3 convolution and 2x2 pooling need a feature map of 4x4 at least. Keras takes no less than
 32 pixels."""
 
+STAGE_OUTPUTS = {
+    "conv2": "conv2_block3_out",
+    "conv3": "conv3_block4_out",
+    "conv4": "conv4_block6_out",
+    "conv5": "conv5_block3_out",
+}
+"""Keras' name of the layer that ends each stage."""
+
 WEIGHTS_URL = (
     "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
     "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
@@ -65,6 +73,7 @@ def build_model(
     weights: str = "imagenet",
     preprocessing: Preprocessing = "imagenet",
     head: Head = "original",
+    top_stage: str = "conv5",
     batch_norm_momentum: float = 0.99,
 ) -> tuple[keras.Model, LoadedWeights]:
     """Build the classifier; with the original's head 24,801,223 parameters at 224x224.
@@ -75,6 +84,7 @@ def build_model(
             layers of the backbone or for some, which are found by name.
         preprocessing: `imagenet` or, as the original did, `divide_by_255`; part of the model.
         head: `original` or `pooled`; see `head_layers`.
+        top_stage: the last stage of ResNet50 that is used, `conv2` to `conv5`.
         batch_norm_momentum: of BatchNorm layers without pretrained weights. Keras' default of
             0.99 needs hundreds of steps until the moving statistics can be used.
 
@@ -92,7 +102,7 @@ def build_model(
             f"image size too small for the {head} head: height and width must be at least "
             f"{smallest} pixels. Received: image_size={tuple(image_size)}"
         )
-    backbone, loaded = build_backbone(image_size, weights)
+    backbone, loaded = build_backbone(image_size, weights, top_stage)
     for layer in backbone.layers:
         if isinstance(layer, keras.layers.BatchNormalization) and layer.name not in loaded.layers:
             layer.momentum = batch_norm_momentum
@@ -132,11 +142,16 @@ def head_layers(head: Head) -> list[keras.layers.Layer]:
     ]
 
 
-def build_backbone(image_size: tuple[int, int], weights: str) -> tuple[keras.Model, LoadedWeights]:
+def build_backbone(
+    image_size: tuple[int, int], weights: str, top_stage: str = "conv5"
+) -> tuple[keras.Model, LoadedWeights]:
     """ResNet50 without its top, and which of its layers were loaded. Arguments: `build_model`."""
     backbone = keras.applications.ResNet50(
         include_top=False, weights=None, input_shape=(*image_size, 3), name=BACKBONE_NAME
     )
+    if top_stage != STAGES[-1]:
+        output = backbone.get_layer(STAGE_OUTPUTS[top_stage]).output
+        backbone = keras.Model(backbone.input, output, name=BACKBONE_NAME)
     ours = {layer.name for layer in backbone.layers if layer.weights}
     if weights == "none":
         return backbone, LoadedWeights("none", frozenset(), len(ours))
@@ -165,11 +180,9 @@ def compute_features(
     Returns:
         float32 (n, 1536).
     """
-    backbone, _ = build_backbone(image_size, weights)
-    stages = ("conv3_block4_out", "conv4_block6_out")
-    pooled = [
-        keras.layers.GlobalAveragePooling2D()(backbone.get_layer(stage).output) for stage in stages
-    ]
+    backbone, _ = build_backbone(image_size, weights, "conv4")
+    outputs = [backbone.get_layer(STAGE_OUTPUTS[stage]).output for stage in ("conv3", "conv4")]
+    pooled = [keras.layers.GlobalAveragePooling2D()(output) for output in outputs]
     describe = keras.Model(backbone.input, keras.layers.Concatenate()(pooled))
     parts, starts = [], range(0, len(paths), 64)
     for start in progress_bar(starts, "computing features", len(starts), unit="batch"):

@@ -270,20 +270,25 @@ def train(
         )
         for name in ("train", "validation")
     }
-    phases = training.plan_phases(config, loaded)
     say(
-        f"train: {' then '.join(f'{phase.epochs} epochs {phase.name}' for phase in phases)} on "
-        f"{_device()}, {_estimate_duration(config, len(rows['train']))}"
+        f"train: {training.describe_plan(config, loaded)} on {_device()}, "
+        f"{_estimate_duration(config, len(rows['train']))}"
     )
-    training.fit(
-        model,
-        loaded,
-        config,
-        train=(decoded["train"], rows["train"]["label"].to_numpy()),
-        validation=(decoded["validation"], rows["validation"]["label"].to_numpy()),
-        run=run,
-        verbose=1 if is_watched() else 2,
+    train_set, validation_set = (
+        (decoded[name], rows[name]["label"].to_numpy()) for name in ("train", "validation")
     )
+    if config.method == "regression":
+        training.fit_regression(model, config, train=train_set, validation=validation_set, run=run)
+    else:
+        training.fit(
+            model,
+            loaded,
+            config,
+            train=train_set,
+            validation=validation_set,
+            run=run,
+            verbose=1 if is_watched() else 2,
+        )
     info = BundleInfo(
         labels=CLASS_CODES,
         image_size=config.image_size,
@@ -361,6 +366,7 @@ def _build_model(config: Config, *, may_do_without_weights: bool) -> tuple[Any, 
             weights=weights,
             preprocessing=config.preprocessing,
             head=config.head,
+            top_stage=config.top_stage,
             batch_norm_momentum=config.batch_norm_momentum,
         )
 

@@ -1,10 +1,24 @@
+import keras
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from skinlesion.config import make_config
+from skinlesion.errors import InputError
+from skinlesion.input_pipeline import load_images
+from skinlesion.metadata import load_metadata
 from skinlesion.model import LoadedWeights, build_model
-from skinlesion.training import balanced_class_weights, fit, plan_phases, seed_everything
+from skinlesion.training import (
+    STRENGTHS,
+    balanced_class_weights,
+    fit,
+    fit_regression,
+    plan_phases,
+    seed_everything,
+)
 
 NOTHING = LoadedWeights("none", frozenset(), 106)
 SOMETHING = LoadedWeights("file", frozenset({"conv1_conv"}), 106)
@@ -157,3 +171,76 @@ def test_a_loss_that_is_no_number_stops_with_an_error(tmp_path):
             run=tmp_path,
             verbose=0,
         )
+
+
+class TestRegression:
+    @pytest.fixture(scope="class")
+    def parts(self, sample):
+        table = load_metadata(sample).sample(frac=1, random_state=0)
+        images = load_images(list(table["path"]), image_size=(64, 64))
+        labels = table["label"].to_numpy()
+        return (images[:60], labels[:60]), (images[60:], labels[60:])
+
+    @pytest.fixture(scope="class")
+    def fitted(self, parts, tmp_path_factory):
+        keras.utils.set_random_seed(0)
+        config = make_config("probe", image_size=(64, 64), weights="none", batch_size=16)
+        model, _ = build_model(
+            image_size=config.image_size, weights="none", head="pooled", top_stage="conv4"
+        )
+        before = model.get_weights()
+        run = tmp_path_factory.mktemp("probe")
+        history = fit_regression(model, config, train=parts[0], validation=parts[1], run=run)
+        return model, before, history, run
+
+    def test_the_last_layer_says_what_scikit_learn_says(self, fitted, parts):
+        model, _, history, _ = fitted
+        (images, labels), (others, truth) = parts
+        describe = keras.Model(model.input, model.get_layer("head_pool").output)
+        strength = history.loc[history["val_loss"].idxmin(), "C"]
+        expected = make_pipeline(
+            StandardScaler(),
+            LogisticRegression(C=strength, class_weight="balanced", max_iter=300),
+        ).fit(describe.predict(images.astype("float32"), verbose=0), labels)
+        y_prob = model.predict(others.astype("float32"), verbose=0)
+        theirs = expected.predict_proba(describe.predict(others.astype("float32"), verbose=0))
+        assert np.allclose(y_prob, theirs, atol=2e-3)
+        assert history["val_accuracy"][history["val_loss"].idxmin()] == pytest.approx(
+            (theirs.argmax(axis=1) == truth).mean()
+        )
+
+    def test_only_the_last_layer_changes(self, fitted):
+        model, before, _, _ = fitted
+        changed = [
+            not np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)
+        ]
+        assert changed == [False] * (len(before) - 2) + [True, True]
+
+    def test_each_strength_is_in_the_history(self, fitted):
+        _, _, history, run = fitted
+        assert history["C"].tolist() == list(STRENGTHS)
+        assert pd.read_csv(run / "history.csv").shape == history.shape
+        assert np.isfinite(history["val_loss"]).all()
+
+    def test_the_backbone_ends_at_the_stage(self, fitted):
+        backbone = fitted[0].get_layer("resnet50")
+        assert backbone.output_shape == (None, 4, 4, 1024)
+        assert not any(layer.name.startswith("conv5") for layer in backbone.layers)
+
+    def test_a_class_without_training_images_is_never_predicted(self, parts, tmp_path):
+        (images, labels), validation = parts
+        some = np.flatnonzero((labels == 1) | (labels == 4))
+        config = make_config("probe", image_size=(64, 64), weights="none")
+        model, _ = build_model(
+            image_size=(64, 64), weights="none", head="pooled", top_stage="conv4"
+        )
+        fit_regression(
+            model, config, train=(images[some], labels[some]), validation=validation, run=tmp_path
+        )
+        y_prob = model.predict(validation[0].astype("float32"), verbose=0)
+        assert np.allclose(y_prob[:, [1, 4]].sum(axis=1), 1)
+        assert set(y_prob.argmax(axis=1)) == {1, 4}
+
+    def test_it_needs_pooled_features(self):
+        with pytest.raises(InputError, match="head must be pooled"):
+            make_config("probe", head="original")
