@@ -10,7 +10,9 @@ the outputs back into `notebooks/`: the committed ones are made so, on the synth
 """
 
 import argparse
+import base64
 import copy
+import io
 import json
 import os
 import subprocess
@@ -21,6 +23,7 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "notebooks"
@@ -69,8 +72,17 @@ def execute(source: Path, settings: dict[str, Any], *, cwd: Path) -> nbformat.No
     return client.execute(stderr=subprocess.DEVNULL)
 
 
+def make_small(png: str) -> str:
+    """A base64 PNG with fewer pixels and colours: repositories keep every version of it."""
+    with Image.open(io.BytesIO(base64.b64decode(png))) as image:
+        image.thumbnail((760, 2000))
+        small = io.BytesIO()
+        image.convert("RGB").quantize(96).save(small, "PNG", optimize=True)
+    return base64.b64encode(small.getvalue()).decode()
+
+
 def without_traces(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook as it is committed: no injected cell, no times, no messages on stderr."""
+    """The notebook as it is committed: no injected cell, times or stderr, and small images."""
     notebook = copy.deepcopy(executed)
     notebook.cells = [c for c in notebook.cells if INJECTED not in c.metadata.get("tags", ())]
     count = 0
@@ -84,6 +96,8 @@ def without_traces(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
             for output in cell.outputs:
                 if "execution_count" in output:
                     output.execution_count = count
+                if "image/png" in output.get("data", {}):
+                    output.data["image/png"] = make_small(output.data["image/png"])
     notebook.metadata["language_info"] = {"name": "python"}
     return notebook
 
