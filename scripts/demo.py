@@ -1,7 +1,7 @@
 """Everything in one command: set-up, data, the five notebooks from top to bottom, the demo page.
 
     python3 scripts/demo.py                 on the synthetic sample: no dataset, no weights needed
-    python3 scripts/demo.py --data DIR      on HAM10000
+    python3 scripts/demo.py --data DIR      on HAM10000; with --recipe probe in minutes without GPU
 
 Ends with a page on http://127.0.0.1:7860 (stop it with Ctrl-C); `--no-serve` leaves that out.
 Needs Python and pip. What it makes lies in `outputs/`.
@@ -24,6 +24,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of HAM10000")
+    parser.add_argument("--recipe", default="default", metavar="R", help="such as probe")
     parser.add_argument(
         "--settings",
         type=json.loads,
@@ -41,10 +42,11 @@ def main() -> None:
         data, work, settings = Path("outputs/sample"), Path("outputs/sample_run"), SAMPLE_SETTINGS
         run(python, "-m", "skinlesion", "sample", data)
     settings = settings | arguments.settings
-    options = ["--data", data, "--work", work, f"--set=settings={json.dumps(settings)}"]
+    options = ["--data", data, "--work", work]
+    options += [f"--set=settings={json.dumps(settings)}", f'--set=recipe="{arguments.recipe}"']
     run(python, "scripts/run_notebooks.py", *options)
     if not arguments.no_serve:
-        run_folder = work / "runs" / "default"
+        run_folder = work / "runs" / arguments.recipe
         run(python, "-m", "skinlesion", "demo", "--run", run_folder, "--port", arguments.port)
 
 
