@@ -106,6 +106,7 @@ def evaluate_external(
     from skinlesion.predictor import Predictor
     from skinlesion.report import describe_metrics, write_report
 
+    _require_different(runs)
     rows = _read_truth_rows(truth, metadata)
     paths = list_images(images)
     missing = sorted(set(rows["image_id"]) - set(paths))
@@ -159,6 +160,7 @@ def evaluate_together(
     from skinlesion.report import describe_metrics, write_report
 
     runs = [find_run(run) for run in runs]
+    _require_different(runs)
     table = load_metadata(find_dataset(data))
     parts, probabilities, calibrations, synthetic = [], [], [], False
     for run in runs:
@@ -348,6 +350,13 @@ def _predict_once(
         y_prob = predictor.predict_probabilities(list(rows["path"]), tta=tta)
         write_predictions(path, list(rows["image_id"]), y_prob)
     return read_predictions_for(path, list(rows["image_id"]))
+
+
+def _require_different(runs: Sequence[Path]) -> None:
+    names = [str(run.resolve()) for run in runs]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise InputError(f"a run is given more than once: {name_some(doubled)}")
 
 
 def _average(

@@ -143,6 +143,7 @@ class Audit:
             (`lesion ...`) and by lesion id or near duplicate (`lesion or near duplicate ...`).
         proportions: share of each diagnosis (rows) in each split (columns), and in all images.
         lesions_shared: number of lesions with images in more than one split.
+        pairs_known: number of near duplicates among the split's images.
         pairs_across: near duplicates in different splits: both image ids and splits.
         repeated: images that the file gives more than once.
         missing: images of the dataset that the split does not name.
@@ -152,6 +153,7 @@ class Audit:
     leaks: pd.DataFrame
     proportions: pd.DataFrame
     lesions_shared: int
+    pairs_known: int
     pairs_across: pd.DataFrame
     repeated: list[str]
     missing: list[str]
@@ -203,12 +205,14 @@ def audit_split(
     shares = pd.crosstab(placed["dx"], placed["split"], normalize="columns")
     shares["all"] = table["dx"].value_counts(normalize=True)
     sides = placed.drop_duplicates(["lesion_id", "split"])
+    pairs_placed = _place_pairs(placed, pairs)
     named, known = set(split["image_id"]), set(table["image_id"])
     return Audit(
         leaks=_count_leaks(placed),
         proportions=shares.reindex(index=CLASS_CODES, columns=[*SPLITS, "all"]).fillna(0.0),
         lesions_shared=int(sides.loc[sides["lesion_id"].duplicated(), "lesion_id"].nunique()),
-        pairs_across=_pairs_across(placed, pairs),
+        pairs_known=len(pairs_placed),
+        pairs_across=pairs_placed[pairs_placed["split_1"] != pairs_placed["split_2"]],
         repeated=sorted(set(split.loc[split["image_id"].duplicated(), "image_id"])),
         missing=sorted(known - named),
         extra=sorted(named - known),
@@ -226,7 +230,8 @@ def _count_leaks(placed: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([counts.sum().to_frame("all").T, counts]).astype(int)
 
 
-def _pairs_across(placed: pd.DataFrame, pairs: pd.DataFrame | None) -> pd.DataFrame:
+def _place_pairs(placed: pd.DataFrame, pairs: pd.DataFrame | None) -> pd.DataFrame:
+    """Near duplicates of which the split names both images, with the split of each."""
     columns = ["image_id_1", "image_id_2", "split_1", "split_2"]
     if pairs is None:
         return pd.DataFrame(columns=columns)
@@ -234,7 +239,7 @@ def _pairs_across(placed: pd.DataFrame, pairs: pd.DataFrame | None) -> pd.DataFr
     both = pairs.merge(side.add_suffix("_1"), on="image_id_1").merge(
         side.add_suffix("_2"), on="image_id_2"
     )
-    return both.loc[both["split_1"] != both["split_2"], columns].reset_index(drop=True)
+    return both[columns]
 
 
 def _read_csv(csv: Path, columns: Sequence[str]) -> pd.DataFrame:

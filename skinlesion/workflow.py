@@ -165,6 +165,8 @@ def describe_audit(found: Audit) -> str:
         found.leaks.T.to_string(),
         describe_leaks(found),
         f"lesions in more than one split: {found.lesions_shared:,}",
+        f"near duplicates known among these images: {found.pairs_known:,} pairs"
+        + ("" if found.pairs_known else "; search for them with the command near-duplicates"),
         f"near duplicates in different splits: {len(pairs):,}. {name_some(pairs, shown=2)}",
         "share of each diagnosis in each split:",
         found.proportions.to_string(float_format="{:.3f}".format),
@@ -255,7 +257,8 @@ def train(
     say(f"train: {loaded}")
     # Only now is the run directory touched: a mistake above leaves nothing behind. What an earlier
     # model said about the test images must not be taken for this one's.
-    (run / "predictions_test.csv").unlink(missing_ok=True)
+    for name in ("predictions_test.csv", "predictions_test_tta.csv"):
+        (run / name).unlink(missing_ok=True)
     shutil.rmtree(run / "evaluation", ignore_errors=True)
     described = describe_run(
         config, loaded, table, device=_device(), synthetic=synthetic, splits=splits

@@ -207,6 +207,8 @@ class TestExternal:
 
 class TestTogether:
     def test_runs_of_one_test_set_are_an_ensemble(self, two_runs, sample, tmp_path, capsys):
+        with pytest.raises(InputError, match="given more than once"):
+            assessment.evaluate_together([*two_runs, two_runs[0] / "model"], tmp_path, data=sample)
         metrics = assessment.evaluate_together(two_runs, tmp_path / "out", data=sample)
         names, y_prob = read_predictions(tmp_path / "out" / "predictions.csv")
         paths = load_metadata(sample).set_index("image_id").loc[names, "path"].tolist()

@@ -152,6 +152,7 @@ class TestAudit:
         assert found.leak("lesion", "train") == 0.4
         assert found.leak("lesion or near duplicate", "train or validation") == 0.6
         assert found.lesions_shared == 2
+        assert found.pairs_known == 1
         assert found.pairs_across.to_numpy().tolist() == [["c", "h", "validation", "test"]]
         assert not found.is_clean
         assert found.proportions.loc["mel", "test"] == 0.4

@@ -80,10 +80,10 @@ def test_a_run_of_another_split_is_refused(sample, tiny_config, trained_run, tmp
 
 
 def test_training_again_forgets_what_the_old_model_said(sample, tiny_config, run_copy):
-    assessment.evaluate(run_copy, data=sample)
+    assessment.evaluate(run_copy, data=sample, tta=True)
     shutil.rmtree(run_copy / "model")
     workflow.train(sample, run_copy, tiny_config)
-    assert not (run_copy / "predictions_test.csv").exists()
+    assert not list(run_copy.glob("predictions_test*.csv"))
     assert not (run_copy / "evaluation").exists()
 
 
