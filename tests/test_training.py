@@ -196,14 +196,18 @@ class TestRegression:
     def test_the_last_layer_says_what_scikit_learn_says(self, fitted, parts):
         model, _, history, _ = fitted
         (images, labels), (others, truth) = parts
-        describe = keras.Model(model.input, model.get_layer("head_pool").output)
+        pooled = keras.Model(model.input, model.get_layer("head_pool").output)
+
+        def describe(pixels):
+            return pooled.predict(pixels.astype("float32"), verbose=0).astype("float64")
+
         strength = history.loc[history["val_loss"].idxmin(), "C"]
         expected = make_pipeline(
             StandardScaler(),
             LogisticRegression(C=strength, class_weight="balanced", max_iter=300),
-        ).fit(describe.predict(images.astype("float32"), verbose=0), labels)
+        ).fit(describe(images), labels)
         y_prob = model.predict(others.astype("float32"), verbose=0)
-        theirs = expected.predict_proba(describe.predict(others.astype("float32"), verbose=0))
+        theirs = expected.predict_proba(describe(others))
         assert np.allclose(y_prob, theirs, atol=2e-3)
         assert history["val_accuracy"][history["val_loss"].idxmin()] == pytest.approx(
             (theirs.argmax(axis=1) == truth).mean()
