@@ -1,6 +1,6 @@
 """From truth and probabilities to every figure, with intervals. Never sees a model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,13 @@ def metrics_table(metrics: dict[str, Any]) -> pd.DataFrame:
             {"scope": code, "figure": name} | figures[name] for name in figures if name != "support"
         ]
     return pd.DataFrame(rows)
+
+
+def format_figure(figure: Mapping[str, float] | int) -> str:
+    """A figure with its interval, such as `0.725 [0.678, 0.770]`; a count as it is."""
+    if not isinstance(figure, Mapping):
+        return f"{figure:,}"
+    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
 def compute_subgroups(

@@ -15,7 +15,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from skinlesion.calibration import sum_malignant
-from skinlesion.evaluation import BINS, MALIGNANT
+from skinlesion.evaluation import BINS, MALIGNANT, format_figure
 from skinlesion.files import write_atomically
 from skinlesion.labels import CLASS_CODES, CLASS_NAMES, SYNTHETIC_NOTE
 from skinlesion.split import SPLITS
@@ -146,7 +146,7 @@ def plot_roc_curves(
     ax = ax or _new_axes(5.6, 5.2)
     ax.plot([0, 1], [0, 1], color="lightgray", linestyle="--")
     for name, truth, score, row, style in _against_the_rest(y_true, y_prob, metrics, "auc"):
-        ax.plot(*roc_curve(truth, score)[:2], label=f"{name} {_interval(row)}", **style)
+        ax.plot(*roc_curve(truth, score)[:2], label=f"{name} {format_figure(row)}", **style)
     ax.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC, one class against the rest")
     ax.legend(fontsize=7, loc="lower right", title="AUC, 95 % interval", title_fontsize=7)
     return ax
@@ -161,7 +161,7 @@ def plot_precision_recall_curves(
     for name, truth, score, row, style in curves:
         precision, recall, _ = precision_recall_curve(truth, score)
         ax.plot(
-            recall, precision, drawstyle="steps-post", label=f"{name} {_interval(row)}", **style
+            recall, precision, drawstyle="steps-post", label=f"{name} {format_figure(row)}", **style
         )
     ax.set(xlabel="sensitivity (recall)", ylabel="PPV (precision)", ylim=(0, 1.03))
     ax.set_title("Precision and recall, one class against the rest")
@@ -292,10 +292,6 @@ def _against_the_rest(
     style = {"linewidth": 2.5, "color": "black"}
     curves.append(("malignant", malignant, sum_malignant(y_prob), row, style))
     return [curve for curve in curves if 0 < curve[1].sum() < len(y_true)]
-
-
-def _interval(row: Mapping[str, float]) -> str:
-    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 def _codes_and_names() -> list[tuple[str, str]]:

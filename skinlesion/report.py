@@ -15,6 +15,7 @@ from skinlesion.evaluation import (
     compute_metrics,
     compute_subgroups,
     draw_weights,
+    format_figure,
     metrics_table,
 )
 from skinlesion.files import write_csv, write_json
@@ -216,14 +217,13 @@ def _describe_calibration(calibration: Mapping[str, Any]) -> list[str]:
     before, after = calibration["before"]["ece"], calibration["after"]["ece"]
     lines = [
         f"temperature {calibration['temperature']:.2f}: calibration error {before['value']:.3f} "
-        f"before, {after['value']:.3f} [{after['low']:.3f}, {after['high']:.3f}] after"
+        f"before, {format_figure(after)} after"
     ]
     for point in calibration["operating_points"]:
         found, spared = point["sensitivity"], point["specificity"]
         lines.append(
             f"malignant, threshold for {point['target_sensitivity']:.0%} on validation: "
-            f"sensitivity {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}], "
-            f"specificity {spared['value']:.3f} [{spared['low']:.3f}, {spared['high']:.3f}]"
+            f"sensitivity {format_figure(found)}, specificity {format_figure(spared)}"
         )
     sets = calibration["prediction_sets"]
     coverage, size = sets["coverage"], sets["mean_size"]
@@ -238,4 +238,4 @@ def _describe_calibration(calibration: Mapping[str, Any]) -> list[str]:
 
 def _line(name: str, row: Mapping[str, float]) -> str:
     text = name.replace("_", " ")
-    return f"{text:<28} {row['value']:.3f}  [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"{text:<28} {format_figure(row)}"

@@ -14,6 +14,7 @@ from skinlesion.evaluation import (
     compute_share,
     compute_subgroups,
     draw_weights,
+    format_figure,
     metrics_table,
 )
 from skinlesion.labels import CLASS_CODES
@@ -238,6 +239,12 @@ def test_a_share_and_a_mean_with_their_cases():
     assert compute_share([True, False, True, True], cases, weights)["value"] == pytest.approx(2 / 3)
     assert compute_share([1, 2, 6, 100], cases, weights)["value"] == pytest.approx(3)
     assert np.isnan(compute_share([True] * 4, np.zeros(4, bool), weights)["value"])
+
+
+def test_a_figure_is_shown_with_its_interval_and_a_count_as_it_is():
+    row = {"value": 0.7251, "low": 0.678, "high": float("nan"), "draws_left_out": 0}
+    assert format_figure(row) == "0.725 [0.678, nan]"
+    assert format_figure(1503) == "1,503"
 
 
 class TestSubgroups:
