@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
     from skinlesion.predictor import Predictor
 
+SUM_TOLERANCE = 0.01
+"""How far a row of predictions may be from adding up to 1 before this is said."""
+
 
 def evaluate(run: Path, *, data: str | Path | None = None, tta: bool = False) -> dict[str, Any]:
     """Predict the test images of a run, once, and write figures, tables and `metrics.json`.
@@ -216,6 +219,12 @@ def score(
     rows = _read_truth_rows(truth, metadata)
     y_prob = read_predictions_for(predictions, list(rows["image_id"]))
     metrics = write_report(out, rows, y_prob)
+    apart = int((np.abs(y_prob.sum(axis=1) - 1) > SUM_TOLERANCE).sum())
+    if apart:
+        say(
+            f"score: {apart:,} rows do not add up to 1: log loss, Brier score and calibration "
+            "error take them for probabilities all the same"
+        )
     if metadata is None:
         say("score: no --metadata, so every image counts as a lesion of its own")
     say(describe_metrics(metrics))

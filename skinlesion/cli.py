@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             traceback.print_exc()
         elif isinstance(error, InputError):
-            print(f"error: {error}", file=sys.stderr)
+            # The libraries' own messages, which are passed on, may have several lines.
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         else:
             kind = type(error).__name__
             print(f"error: {kind}: {error} (--debug shows where)", file=sys.stderr)

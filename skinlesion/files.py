@@ -16,8 +16,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a file beside `path`, then put it in place in one step.
 
     Raises:
-        InputError: the file cannot be written: no room, no permission, no such folder.
+        InputError: `path` is a folder, or the file cannot be written: no room, no permission.
     """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file to write")
     part = path.with_name(f".{path.name}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

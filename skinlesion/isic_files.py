@@ -33,9 +33,14 @@ def read_predictions(path: Path) -> tuple[list[str], np.ndarray]:
 
     Raises:
         InputError: not readable, missing or unknown columns, an image given twice, or values that
-            are no numbers in [0, 1], by name.
+            are no numbers in [0, 1] or all 0, by name.
     """
-    return _read(path, "predictions")
+    names, values = _read(path, "predictions")
+    nothing = values.sum(axis=1) == 0
+    if nothing.any():
+        bad = [name for name, is_bad in zip(names, nothing, strict=True) if is_bad]
+        raise InputError(f"{path}: no class has a value above 0 for {name_some(bad)}")
+    return names, values
 
 
 def read_truth(path: Path) -> tuple[list[str], np.ndarray]:

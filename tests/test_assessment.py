@@ -271,6 +271,12 @@ class TestScore:
         assert metrics["overall"]["balanced_accuracy"]["value"] == 1
         assert "every image counts as a lesion of its own" in capsys.readouterr().out
 
+    def test_rows_that_are_no_probabilities_are_noticed(self, truth, tmp_path, capsys):
+        names, y_prob = read_predictions(truth)
+        write_predictions(tmp_path / "p.csv", names, y_prob * 0.7)
+        assessment.score(tmp_path / "p.csv", truth, tmp_path / "out")
+        assert "21 rows do not add up to 1" in capsys.readouterr().out
+
     def test_a_class_without_a_case_is_nan(self, tmp_path):
         write_predictions(tmp_path / "t.csv", ["a", "b"], np.eye(7)[[4, 5]])
         assessment.score(tmp_path / "t.csv", tmp_path / "t.csv", tmp_path / "out")

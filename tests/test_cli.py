@@ -110,6 +110,8 @@ def test_the_variable_names_the_dataset(flat_data, tmp_path):
             ("score", "--predictions", "p", "--truth", "t", "--out", "o"),
             "cannot be read as a truth",
         ),
+        (("split", "--data", "{flat}", "--out", "."), "is a folder; name a file to write"),
+        (("audit", "{binary}", "--data", "{flat}"), "cannot be read as a split file"),
         (("compare", "a", "b", "--out", "o"), "is no run directory"),
         (("audit", "absent.csv", "--data", "nowhere"), "no HAM10000_metadata.csv in it"),
         (("train", "--run", "x", "--image-size", "64", "0"), "must be at least 1"),
@@ -118,8 +120,12 @@ def test_the_variable_names_the_dataset(flat_data, tmp_path):
         (("predict", "--run", "nowhere", "absent.jpg", "--out", "p.csv"), "absent.jpg: no such"),
     ],
 )
-def test_the_users_mistakes_get_one_clear_line_and_status_2(arguments, message):
-    finished = skinlesion(*arguments)
+def test_the_users_mistakes_get_one_clear_line_and_status_2(
+    arguments, message, flat_data, tmp_path
+):
+    (tmp_path / "binary").write_bytes(bytes(range(256)) * 4)
+    places = {"{flat}": flat_data, "{binary}": tmp_path / "binary"}
+    finished = skinlesion(*[places.get(argument, argument) for argument in arguments])
     assert finished.returncode == 2
     assert message in finished.stderr.splitlines()[-1]
     assert "Traceback" not in finished.stderr

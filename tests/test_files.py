@@ -34,6 +34,11 @@ def test_a_file_where_a_folder_should_be_is_an_input_error(tmp_path):
         write_json(tmp_path / "a" / "b.json", {})
 
 
+def test_a_folder_is_no_file_to_write(tmp_path):
+    with pytest.raises(InputError, match="is a folder"):
+        write_json(tmp_path, {})
+
+
 def test_an_interrupted_write_leaves_nothing(tmp_path):
     def interrupted(part):
         part.write_text("ne")

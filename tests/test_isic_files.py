@@ -53,6 +53,7 @@ def test_round_trip_in_another_order(y_prob, names, tmp_path):
         (lambda t: t.assign(MEL=["x", *t["MEL"][1:]]), "no numbers from 0 to 1 for ISIC_0"),
         (lambda t: t.assign(MEL=[np.nan, *t["MEL"][1:]]), "no numbers from 0 to 1 for ISIC_0"),
         (lambda t: t.assign(NV=t["NV"] + 1), "no numbers from 0 to 1 for ISIC_0, ISIC_1"),
+        (lambda t: t.assign(**dict.fromkeys(t.columns[1:], 0.0)), "above 0 for ISIC_0, ISIC_1"),
         (lambda t: t.assign(image=[None, *t["image"][1:]]), "image is empty in line 2"),
     ],
 )
