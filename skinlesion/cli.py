@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 2 for bad input, with one line that says what is wrong; 1 for failures and for findings
-        of `audit`.
+        of `audit` and `check`.
     """
     # TensorFlow reads this when it is imported: without it, warnings bury our own messages.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -71,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_sample(commands)
     _add_copy(commands)
+    _add_check(commands)
     _add_split(commands)
     _add_audit(commands)
     _add_find_near_duplicates(commands)
@@ -108,6 +109,17 @@ def _add_copy(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("copy", help="gather the images of both parts in one folder")
     _add_data(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
+    parser.set_defaults(run_command=run)
+
+
+def _add_check(commands: argparse._SubParsersAction) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        from skinlesion import workflow
+
+        return FAILURE if workflow.check(arguments.data) else 0
+
+    parser = commands.add_parser("check", help="look for damage in a dataset; status 1 if any")
+    _add_data(parser)
     parser.set_defaults(run_command=run)
 
 

@@ -98,6 +98,21 @@ def load_images(
     return images
 
 
+def find_unreadable(paths: Sequence[str | Path]) -> list[str]:
+    """Why each file that is no whole image cannot be read, in the order of `paths`."""
+
+    def read(path: str | Path) -> str | None:
+        try:
+            decode_image(path, image_size=(8, 8), resize="nearest")
+        except InputError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        reading = progress_bar(pool.map(read, paths), "reading images", len(paths))
+        return [reason for reason in reading if reason]
+
+
 def make_dataset(
     images: np.ndarray,
     labels: np.ndarray,

@@ -27,7 +27,7 @@ from skinlesion.dataset import (
 )
 from skinlesion.errors import InputError, name_some
 from skinlesion.files import write_csv, write_json
-from skinlesion.input_pipeline import load_images
+from skinlesion.input_pipeline import find_unreadable, load_images
 from skinlesion.isic_files import write_predictions
 from skinlesion.labels import CLASS_CODES, SYNTHETIC_NOTE
 from skinlesion.metadata import load_metadata, read_metadata
@@ -78,6 +78,36 @@ def copy(data: str | Path | None, out: Path) -> GatherReport:
     if is_sample(source):
         say(SYNTHETIC_NOTE)
     return report
+
+
+def check(data: str | Path | None = None) -> list[str]:
+    """Look for what is wrong with a dataset: metadata, images missing or extra, damaged files.
+
+    Args:
+        data: the dataset; None looks for it as `copy` does.
+
+    Returns:
+        A line for each finding, which is also printed; empty when nothing is wrong.
+
+    Raises:
+        InputError: no dataset there, or a metadata table that cannot be used.
+    """
+    source = find_dataset(data)
+    table, images = read_metadata(source / METADATA_NAME), list_images(source)
+    diagnoses = table.groupby("lesion_id")["dx"].nunique()
+    named = {
+        "rows without an image": sorted(set(table["image_id"]) - set(images)),
+        "images without a row": sorted(set(images) - set(table["image_id"])),
+        "lesions with several diagnoses": sorted(diagnoses.index[diagnoses > 1]),
+        "images that cannot be read": find_unreadable(list(images.values())),
+    }
+    findings = [
+        f"{what}: {len(names):,}. {name_some(names)}" for what, names in named.items() if names
+    ]
+    lesions = table["lesion_id"].nunique()
+    say(f"check: {len(table):,} rows, {len(images):,} images, {lesions:,} lesions in {source}")
+    say("\n".join(findings) or "check: nothing wrong")
+    return findings
 
 
 def split(

@@ -11,6 +11,7 @@ import pytest
 COMMANDS = [
     "sample",
     "copy",
+    "check",
     "split",
     "audit",
     "near-duplicates",
@@ -78,6 +79,14 @@ def test_the_whole_way(tmp_path):
     assert "not for clinical use" in finished.stdout
     assert pd.read_csv(tmp_path / "p.csv")["image"].tolist() == ["ISIC_9000001"]
     assert (run / "evaluation" / "metrics.json").is_file()
+
+
+def test_damage_is_status_1(flat_data):
+    assert skinlesion("check", "--data", flat_data).returncode == 0
+    next(flat_data.glob("*_part_1/*.jpg")).unlink()
+    finished = skinlesion("check", "--data", flat_data)
+    assert finished.returncode == 1
+    assert "rows without an image: 1. ISIC_" in finished.stdout
 
 
 def test_a_leak_is_status_1(sample, tmp_path):

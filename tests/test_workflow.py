@@ -170,6 +170,27 @@ class TestSplit:
         assert "also in train: 0.0%" not in capsys.readouterr().out
 
 
+class TestCheck:
+    def test_a_whole_dataset(self, sample, capsys):
+        assert workflow.check(sample) == []
+        assert "84 images" in capsys.readouterr().out
+
+    def test_each_kind_of_damage_is_named(self, flat_data, capsys):
+        files = sorted(flat_data.glob("*_part_1/*.jpg"))
+        files[0].write_bytes(files[0].read_bytes()[:-200])
+        files[1].rename(files[1].with_name("stranger.jpg"))
+        csv = flat_data / "HAM10000_metadata.csv"
+        table = pd.read_csv(csv)
+        table.loc[0, "dx"] = "vasc"
+        table.to_csv(csv, index=False)
+        found = workflow.check(flat_data)
+        assert found[0] == f"rows without an image: 1. {files[1].stem}"
+        assert found[1] == "images without a row: 1. stranger"
+        assert found[2] == f"lesions with several diagnoses: 1. {table['lesion_id'][0]}"
+        assert f"1. {files[0].name}: cannot be read as an image" in found[3]
+        assert capsys.readouterr().out.splitlines()[1:] == found
+
+
 class TestAudit:
     def test_a_clean_split_and_a_leaking_one(self, sample, tmp_path, capsys):
         workflow.split(sample, tmp_path / "a.csv")
