@@ -1,7 +1,6 @@
 """The model directory that leaves training and enters prediction."""
 
 import hashlib
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import keras
 
 from skinlesion.config import Resize
 from skinlesion.errors import InputError
-from skinlesion.files import read_json, write_json
+from skinlesion.files import read_json, write_folder_atomically, write_json
 from skinlesion.labels import CLASS_CODES
 
 MODEL_NAME = "model.keras"
@@ -51,16 +50,14 @@ class Bundle:
 
 def save_bundle(bundle: Bundle, folder: Path) -> Path:
     """Write `model.keras`, `bundle.json` and the SHA-256 of both; the folder appears complete."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    bundle.model.save(part / MODEL_NAME)
-    write_json(part / INFO_NAME, asdict(bundle.info))
-    sums = [f"{_sha256(part / name)}  {name}\n" for name in (MODEL_NAME, INFO_NAME)]
-    (part / SUMS_NAME).write_text("".join(sums))
-    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
-    part.replace(folder)
-    return folder
+
+    def write(part: Path) -> None:
+        bundle.model.save(part / MODEL_NAME)
+        write_json(part / INFO_NAME, asdict(bundle.info))
+        sums = [f"{_sha256(part / name)}  {name}\n" for name in (MODEL_NAME, INFO_NAME)]
+        (part / SUMS_NAME).write_text("".join(sums))
+
+    return write_folder_atomically(folder, write)
 
 
 def load_bundle(run: Path) -> Bundle:

@@ -1,11 +1,14 @@
 """The command line: arguments to `workflow` calls, no logic."""
 
 import argparse
+import json
+import math
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from skinlesion import __version__
 from skinlesion.config import RECIPES
@@ -178,38 +181,63 @@ def _add_find_near_duplicates(commands: argparse._SubParsersAction) -> None:
     )
     _add_data(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="CSV", help="list to write")
-    _add_weights(parser)
+    _add_weights(parser, default=default_weights())
     parser.set_defaults(run_command=run)
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
     def run(arguments: argparse.Namespace) -> None:
         from skinlesion import workflow
-        from skinlesion.config import make_config
+        from skinlesion.runs import choose_config, is_begun
 
-        config = make_config(
-            arguments.recipe,
-            weights=arguments.weights,
-            image_size=arguments.image_size,
-            epochs=arguments.epochs,
-            batch_size=arguments.batch_size,
-            limit=arguments.limit,
-            seed=arguments.seed,
-            deterministic=arguments.deterministic or None,
+        weights = arguments.weights or (None if is_begun(arguments.run) else default_weights())
+        options = {
+            "weights": weights,
+            "image_size": arguments.image_size,
+            "epochs": arguments.epochs,
+            "batch_size": arguments.batch_size,
+            "limit": arguments.limit,
+            "seed": arguments.seed,
+            "deterministic": arguments.deterministic or None,
+        }
+        config = choose_config(
+            arguments.run, arguments.recipe, **options | dict(arguments.settings)
         )
-        workflow.train(arguments.data, arguments.run, config, splits=arguments.splits)
+        workflow.train(
+            arguments.data,
+            arguments.run,
+            config,
+            splits=arguments.splits,
+            time_limit=arguments.time_limit,
+        )
 
-    parser = commands.add_parser("train", help="train a model; fills a run directory")
+    parser = commands.add_parser(
+        "train",
+        help="train a model; fills a run directory",
+        description="Train a model. On a run that was interrupted, --run alone goes on with it.",
+    )
     _add_data(parser)
-    _add_run(parser, "run directory to make")
-    _add_recipe(parser)
+    _add_run(parser, "run directory to make, or to go on with")
+    _add_recipe(parser, default=None)
     parser.add_argument("--splits", type=Path, metavar="CSV", help="split file; default: as recipe")
-    _add_weights(parser)
+    _add_weights(parser, default=None)
     parser.add_argument("--image-size", type=_positive, nargs=2, metavar=("H", "W"))
     parser.add_argument("--epochs", type=_positive, metavar="N", help="all phases together")
     parser.add_argument("--batch-size", type=_positive, metavar="N")
     parser.add_argument("--limit", type=_positive, metavar="N", help="use N training images only")
     parser.add_argument("--deterministic", action="store_true", help="repeatable, but slower")
+    parser.add_argument(
+        "--time-limit", type=_hours, metavar="HOURS", help="stop before; the same command goes on"
+    )
+    parser.add_argument(
+        "--set",
+        type=_setting,
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="NAME=VALUE",
+        help="any other setting of the recipe, such as label_smoothing=0.1; can be repeated",
+    )
     parser.set_defaults(run_command=run)
 
 
@@ -324,10 +352,10 @@ def _add_run(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--run", type=Path, required=True, metavar="RUN", help=what)
 
 
-def _add_weights(parser: argparse.ArgumentParser) -> None:
+def _add_weights(parser: argparse.ArgumentParser, *, default: str | None) -> None:
     parser.add_argument(
         "--weights",
-        default=default_weights(),
+        default=default,
         metavar="imagenet|none|FILE",
         help="pretrained weights of the backbone (default: SKINLESION_WEIGHTS, else imagenet)",
     )
@@ -348,10 +376,8 @@ def _add_metadata(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--recipe", choices=list(RECIPES), default="default", help="default: default"
-    )
+def _add_recipe(parser: argparse.ArgumentParser, *, default: str | None = "default") -> None:
+    parser.add_argument("--recipe", choices=list(RECIPES), default=default, help="default: default")
     parser.add_argument("--seed", type=int, metavar="N", help="default: 42")
 
 
@@ -359,6 +385,26 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1 and a whole number, not {text}")
     return int(text)
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = math.nan
+    if not hours > 0:
+        raise argparse.ArgumentTypeError(f"must be a number of hours above 0, not {text}")
+    return hours
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, not {text}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value  # a word needs no quotes
 
 
 def _fold(text: str) -> tuple[int, int]:

@@ -16,6 +16,9 @@ Head = Literal["pooled", "original"]
 Schedule = Literal["cosine", "plateau"]
 ClassWeights = Literal["balanced", "none"]
 Method = Literal["network", "regression"]
+Sampling = Literal["natural", "balanced"]
+MixingKind = Literal["none", "mixup", "cutmix"]
+Precision = Literal["auto", "float32", "mixed_float16"]
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:
@@ -69,6 +72,22 @@ class Config:
         batch_norm_momentum: of the BatchNorm layers that were not pretrained.
         class_weights: `balanced` weighs each class by the inverse of its frequency, in training
             and in the validation loss, so that every class counts the same.
+        sampling: `natural` shows each training image once an epoch; `balanced` draws them so that
+            all classes come equally often (Buda et al., arXiv:1710.05381).
+        focal_gamma: 0 is cross-entropy; above, the focal loss, which gives less weight to what is
+            easy (Lin et al., arXiv:1708.02002, use 2).
+        label_smoothing: share of the truth that is spread over all classes (Szegedy et al.,
+            arXiv:1512.00567, use 0.1).
+        mixing: `mixup` blends pairs of training images and their labels (Zhang et al.,
+            arXiv:1710.09412); `cutmix` pastes a rectangle of one into the other (Yun et al.,
+            arXiv:1905.04899).
+        mixing_alpha: both parameters of the beta distribution of the share of an image.
+        weight_decay: 0 is Adam; above, AdamW, which lets the kernels of convolutions and dense
+            layers decay, not biases and norms (Loshchilov and Hutter, arXiv:1711.05101).
+        cache_features: while the lower layers are frozen, compute their output for each image
+            once; of the augmentation, only flips and quarter turns are left for these epochs.
+        precision: `mixed_float16` computes with half the bits (Micikevicius et al.,
+            arXiv:1710.03740); `auto` does so on GPUs that gain by it.
         schedule: `cosine` warms up and decays to a hundredth in each phase; `plateau` lowers the
             rate when `plateau_monitor` stands still.
         plateau_monitor: quantity that `plateau` watches.
@@ -100,6 +119,14 @@ class Config:
     train_batch_norm: bool
     batch_norm_momentum: float
     class_weights: ClassWeights
+    sampling: Sampling = "natural"
+    focal_gamma: float = 0.0
+    label_smoothing: float = 0.0
+    mixing: MixingKind = "none"
+    mixing_alpha: float = 0.2
+    weight_decay: float = 0.0
+    cache_features: bool = False
+    precision: Precision = "auto"
     schedule: Schedule
     plateau_monitor: str = "val_loss"
     plateau_patience: int = 2
@@ -130,8 +157,25 @@ class Config:
             "early_stopping_patience",
             "plateau_patience",
             "plateau_factor",
+            "mixing_alpha",
         ):
             _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
+        for name in ("focal_gamma", "weight_decay"):
+            _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        smoothing = self.label_smoothing
+        _require(0 <= smoothing < 1, "label_smoothing", "0 or more and below 1", smoothing)
+        _require(
+            self.mixing == "none" or self.class_weights == "none",
+            "class_weights",
+            f"none with {self.mixing}: a mixed image has two classes, and no weight of its own",
+            self.class_weights,
+        )
+        _require(
+            self.sampling == "natural" or self.class_weights == "none",
+            "class_weights",
+            "none with balanced sampling: rare classes would count twice",
+            self.class_weights,
+        )
         _require(self.plateau_factor < 1, "plateau_factor", "below 1", self.plateau_factor)
         _require(self.plateau_min_rate >= 0, "plateau_min_rate", "0 or more", self.plateau_min_rate)
         _require(0 <= self.frozen_share <= 1, "frozen_share", "0 to 1", self.frozen_share)
@@ -215,6 +259,7 @@ RECIPES = {
         train_batch_norm=False,
         batch_norm_momentum=0.9,
         class_weights="balanced",
+        cache_features=True,
         schedule="cosine",
         early_stopping_patience=6,
     ),

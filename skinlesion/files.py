@@ -3,6 +3,8 @@
 import contextlib
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,34 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
         with contextlib.suppress(OSError):  # gone already, or its folder is a file
             part.unlink()
     return path
+
+
+def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> Path:
+    """Let `write` fill a folder beside `folder`, then put it in place of what is there.
+
+    The content has reached the disk before the name: after a power cut too, the folder is whole.
+
+    Raises:
+        InputError: the folder cannot be written: no room, no permission.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)  # of an interrupted run
+        part.mkdir(parents=True)
+        write(part)
+        for path in part.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        part.replace(folder)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror or error}); make room there or choose "
+            "another place"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
 
 
 def write_json(path: Path, value: Any) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
-from skinlesion.config import Resize
+from skinlesion.cache import MEMORY_BUDGET, make_array, make_key
+from skinlesion.config import Resize, Sampling
 from skinlesion.errors import InputError, name_some
 from skinlesion.workspace import progress_bar
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 MAX_PIXELS = 50_000_000
 """Larger images are refused before they are decoded; HAM10000's have 270,000 pixels."""
+CHUNK = 256
+"""Images that are decoded before the next ones are begun, so that memory stays bounded."""
+DECODER = "1"
+"""Goes up when `decode_image` gives other pixels than before, so that no old cache is used."""
 
 
 def decode_image(
@@ -30,7 +35,8 @@ def decode_image(
 
     Training, evaluation and the demo all use this function and no other, because decoders and
     resizers differ. Pillow's bilinear filter averages over all source pixels when it makes an
-    image smaller.
+    image smaller. A JPEG of more than twice the size is halved by its decoder already, which takes
+    half the time and changes pixels by 0.4 grey levels on average.
 
     Args:
         path: a file in any format that Pillow reads; the first frame of an animation.
@@ -50,6 +56,9 @@ def decode_image(
                     f"{Path(path).name}: {image.width} x {image.height} pixels are too many; "
                     f"make it smaller than {MAX_PIXELS // 1_000_000} million pixels"
                 )
+            if resize == "bilinear":
+                # Of a turned image height and width may change places: both may be the longer one.
+                image.draft("RGB", (max(image_size), max(image_size)))
             upright = _to_rgb(ImageOps.exif_transpose(image))
     except InputError:
         raise
@@ -70,32 +79,66 @@ def load_images(
     *,
     image_size: tuple[int, int],
     resize: Resize = "bilinear",
+    cache: Path | None = None,
+    budget: int = MEMORY_BUDGET,
 ) -> np.ndarray:
     """Decode many files, each once, on all cores.
+
+    Args:
+        paths: image files.
+        image_size: (height, width) in pixels.
+        resize: as for `decode_image`.
+        cache: folder for a file with the decoded images where they take more than `budget`; the
+            file is used again until names, sizes or dates of the images change, or `image_size`.
+            None keeps all in memory.
+        budget: in bytes.
 
     Returns:
         uint8 array of shape (n, height, width, 3), in the order of `paths`.
 
     Raises:
-        InputError: some files are no images; all of them are counted, the first ones named.
+        InputError: some files are no images; all of them are counted, the first ones named. Or
+            there is no room for the file.
     """
-    images = np.empty((len(paths), *image_size, 3), np.uint8)
+    shape = (len(paths), *image_size, 3)
+    chunks = _decode_chunks(paths, image_size, resize)
+    key = make_key(DECODER, resize, str(image_size), *map(_stamp, paths)) if cache else ""
+    return make_array(shape, np.uint8, chunks, key=key, folder=cache, budget=budget)
 
-    def load(index: int) -> str | None:
+
+def _decode_chunks(
+    paths: Sequence[str | Path], image_size: tuple[int, int], resize: Resize
+) -> Iterator[np.ndarray]:
+    """The images in parts; what cannot be read is told when all others were."""
+    errors: list[str] = []
+
+    def load(path: str | Path) -> np.ndarray:
         try:
-            images[index] = decode_image(paths[index], image_size=image_size, resize=resize)
+            return decode_image(path, image_size=image_size, resize=resize)
         except InputError as error:
-            return str(error)
-        return None
+            errors.append(str(error))
+            return np.zeros((*image_size, 3), np.uint8)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        loading = progress_bar(pool.map(load, range(len(paths))), "decoding images", len(paths))
-        errors = [error for error in loading if error]
+    starts = range(0, len(paths), CHUNK)
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        progress_bar(None, "decoding images", len(paths)) as bar,
+    ):
+        for start in starts:
+            chunk = paths[start : start + CHUNK]
+            yield np.stack(list(pool.map(load, chunk)))
+            bar.update(len(chunk))
     if len(errors) == 1:
         raise InputError(errors[0])
     if errors:
-        raise InputError(f"{len(errors):,} images cannot be used: {name_some(errors, shown=3)}")
-    return images
+        named = name_some(sorted(errors), shown=3)
+        raise InputError(f"{len(errors):,} images cannot be used: {named}")
+
+
+def _stamp(path: str | Path) -> str:
+    """What tells a file from another one without reading it."""
+    status = Path(path).stat()
+    return f"{Path(path).name} {status.st_size} {status.st_mtime_ns}"
 
 
 def find_unreadable(paths: Sequence[str | Path]) -> list[str]:
@@ -113,26 +156,49 @@ def find_unreadable(paths: Sequence[str | Path]) -> list[str]:
         return [reason for reason in reading if reason]
 
 
+def draw_order(labels: np.ndarray, sampling: Sampling, *, seed: int, epoch: int) -> np.ndarray:
+    """Which images an epoch trains on, in which order: a function of seed and epoch alone.
+
+    Args:
+        labels: int (n,).
+        sampling: `natural` takes each image once; `balanced` draws n images with replacement so
+            that all classes come equally often (Buda et al., arXiv:1710.05381).
+        seed: of the run.
+        epoch: from 0.
+
+    Returns:
+        int (n,), indices of images.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    if sampling == "natural":
+        return rng.permutation(len(labels))
+    counts = np.bincount(labels)
+    return rng.choice(len(labels), len(labels), p=1 / counts[labels] / np.count_nonzero(counts))
+
+
 def make_dataset(
     images: np.ndarray,
     labels: np.ndarray,
     *,
     batch_size: int,
     class_weights: np.ndarray | None = None,
-    shuffle_seed: int | None = None,
+    order: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Batches for `fit` from decoded images.
 
+    The pixels stay bytes until the network takes them: a quarter of the memory to move.
+
     Args:
-        images: uint8, (n, height, width, 3); stays where it is, each batch is gathered from it.
+        images: (n, height, width, channels), of any type; stays where it is, also on disk: each
+            batch is gathered from it.
         labels: int, (n,).
         batch_size: images in a batch; the last batch may be smaller.
         class_weights: float, (num_classes,): the weight of each image by its class.
-        shuffle_seed: a new order in each epoch, the same for the same seed; None keeps the order.
+        order: indices of the images to take; None takes each as they come.
 
     Returns:
-        A dataset of (float32 (b, height, width, 3) in [0, 255], float32 one-hot (b, 7), float32
-        weights (b,)).
+        A dataset of (images (b, height, width, channels), float32 one-hot (b, 7), float32 weights
+        (b,)).
     """
     import tensorflow as tf
 
@@ -141,21 +207,17 @@ def make_dataset(
     weights = np.ones(NUM_CLASSES) if class_weights is None else class_weights
     weights = np.asarray(weights, np.float32)[labels]
     one_hot = np.eye(NUM_CLASSES, dtype=np.float32)[labels]
+    order = np.arange(len(labels)) if order is None else order
 
     def gather(indices: np.ndarray) -> np.ndarray:
         return images[indices]
 
     def assemble(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        batch = tf.numpy_function(gather, [indices], tf.uint8)
+        batch = tf.numpy_function(gather, [indices], images.dtype)
         batch = tf.ensure_shape(batch, (None, *images.shape[1:]))
-        chosen = tf.gather(one_hot, indices), tf.gather(weights, indices)
-        return tf.cast(batch, tf.float32), *chosen
+        return batch, tf.gather(one_hot, indices), tf.gather(weights, indices)
 
-    dataset = tf.data.Dataset.range(len(images))
-    if shuffle_seed is not None:
-        # Indices are small: the buffer holds all of them, so the shuffle is complete.
-        dataset = dataset.shuffle(len(images), seed=shuffle_seed)
-    return dataset.batch(batch_size).map(assemble).prefetch(2)
+    return tf.data.Dataset.from_tensor_slices(order).batch(batch_size).map(assemble).prefetch(2)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -75,6 +75,7 @@ def build_model(
     head: Head = "original",
     top_stage: str = "conv5",
     batch_norm_momentum: float = 0.99,
+    precision: str = "float32",
 ) -> tuple[keras.Model, LoadedWeights]:
     """Build the classifier; with the original's head 24,801,223 parameters at 224x224.
 
@@ -87,6 +88,7 @@ def build_model(
         top_stage: the last stage of ResNet50 that is used, `conv2` to `conv5`.
         batch_norm_momentum: of BatchNorm layers without pretrained weights. Keras' default of
             0.99 needs hundreds of steps until the moving statistics can be used.
+        precision: the dtype policy of all layers but the last: `float32` or `mixed_float16`.
 
     Returns:
         The model, from RGB images in [0, 255], float (b, height, width, 3), to probabilities,
@@ -102,19 +104,67 @@ def build_model(
             f"image size too small for the {head} head: height and width must be at least "
             f"{smallest} pixels. Received: image_size={tuple(image_size)}"
         )
-    backbone, loaded = build_backbone(image_size, weights, top_stage)
+    usual = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)  # Keras' own ResNet50 takes it from nowhere else
+    try:
+        backbone, loaded = build_backbone(image_size, weights, top_stage)
+        inputs = keras.Input((*image_size, 3), name="image")
+        x = backbone(_preprocess(inputs, preprocessing))
+        for layer in head_layers(head):
+            x = layer(x)
+        model = keras.Model(inputs, x, name="skin_lesion_classifier")
+    finally:
+        keras.config.set_dtype_policy(usual)
     for layer in backbone.layers:
         if isinstance(layer, keras.layers.BatchNormalization) and layer.name not in loaded.layers:
             layer.momentum = batch_norm_momentum
-    inputs = keras.Input((*image_size, 3), name="image")
-    if preprocessing == "imagenet":
-        x = keras.applications.resnet50.preprocess_input(inputs)
-    else:
-        x = keras.layers.Rescaling(1 / 255, name="divide_by_255")(inputs)
-    x = backbone(x)
-    for layer in head_layers(head):
+    return model, loaded
+
+
+def frozen_stage(model: keras.Model) -> str | None:
+    """The last ResNet50 stage up to which nothing is trained, `conv2` to `conv5`; None: none."""
+    found = None
+    names = [layer.name for layer in model.get_layer(BACKBONE_NAME).layers]
+    for stage, output in STAGE_OUTPUTS.items():
+        if output not in names:
+            break
+        below = names[: names.index(output) + 1]
+        backbone = model.get_layer(BACKBONE_NAME)
+        if any(backbone.get_layer(name).trainable_weights for name in below):
+            break
+        found = stage
+    return found
+
+
+def split_model(
+    model: keras.Model, stage: str, preprocessing: Preprocessing
+) -> tuple[keras.Model, keras.Model]:
+    """Cut a classifier behind a stage; both parts share their layers with it.
+
+    Args:
+        model: from `build_model`.
+        stage: `conv2` to `conv5`, not above the model's own top stage.
+        preprocessing: the one that `model` was built with.
+
+    Returns:
+        From images to the feature maps of that stage, and from these to probabilities.
+    """
+    backbone = model.get_layer(BACKBONE_NAME)
+    maps = backbone.get_layer(STAGE_OUTPUTS[stage]).output
+    inputs = keras.Input(model.input_shape[1:], name="image")
+    lower = keras.Model(backbone.input, maps)(_preprocess(inputs, preprocessing))
+    features = x = keras.Input(maps.shape[1:], name="features")
+    if maps is not backbone.output:
+        x = keras.Model(maps, backbone.output, name="upper_stages")(x)
+    for layer in model.layers[model.layers.index(backbone) + 1 :]:
         x = layer(x)
-    return keras.Model(inputs, x, name="skin_lesion_classifier"), loaded
+    return keras.Model(inputs, lower), keras.Model(features, x)
+
+
+def _preprocess(inputs: keras.KerasTensor, preprocessing: Preprocessing) -> keras.KerasTensor:
+    if preprocessing == "imagenet":
+        return keras.applications.resnet50.preprocess_input(inputs)
+    return keras.layers.Rescaling(1 / 255, name="divide_by_255")(inputs)
 
 
 def head_layers(head: Head) -> list[keras.layers.Layer]:
@@ -218,6 +268,13 @@ def unfreeze(
         layer.trainable = layer.name not in loaded.layers or (
             layer.name.startswith(trained) and not kept
         )
+
+
+def synchronize_batch_norm(model: keras.Model, synchronized: bool) -> None:
+    """Whether BatchNorm takes its statistics over the batches of all GPUs."""
+    for layer in model.get_layer(BACKBONE_NAME).layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = synchronized
 
 
 def _download_imagenet() -> Path:

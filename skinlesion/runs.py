@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from skinlesion import __version__
-from skinlesion.config import Config, config_from_dict, differences
+from skinlesion.config import Config, config_from_dict, differences, make_config
 from skinlesion.errors import InputError
 from skinlesion.files import read_json
 from skinlesion.isic_files import read_predictions_for
@@ -51,21 +51,41 @@ def read_run_config(run: Path) -> Config:
     return config_from_dict(described["config"])
 
 
-def is_finished(run: Path, config: Config, table: pd.DataFrame, split: pd.DataFrame) -> bool:
-    """Whether the directory holds a finished run of these settings, images and split.
+def is_begun(run: Path) -> bool:
+    """Whether somebody started to train here."""
+    return (run / "config.json").is_file()
 
-    Raises:
-        InputError: it holds a finished run of others, with the difference.
+
+def is_finished(run: Path) -> bool:
+    """Whether the model is there; it is written last."""
+    return is_begun(run) and (run / "model" / "bundle.json").is_file()
+
+
+def choose_config(run: Path, recipe: str | None, **overrides: Any) -> Config:
+    """The settings of the run where it was begun and no recipe is named, else the recipe's.
+
+    Args:
+        run: run directory, which need not be there.
+        recipe: None is `default` for a new run.
+        **overrides: fields of `Config`; a value of None keeps what is there.
     """
-    if not (run / "config.json").is_file() or not (run / "model" / "bundle.json").is_file():
-        return False
-    other = differences(read_run_config(run), config)
+    if recipe is None and is_begun(run):
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return config_from_dict(read_run_config(run).to_dict() | given)
+    return make_config(recipe or "default", **overrides)
+
+
+def require_same_run(run: Path, config: Config, table: pd.DataFrame, split: pd.DataFrame) -> None:
+    """Raise `InputError` unless the run was begun with these settings, this dataset and split."""
+    other = differences(config, read_run_config(run))
     if other:
-        raise InputError(f"{run}: finished with other settings ({other}); name another --run")
+        raise InputError(
+            f"{run}: was begun with other settings ({other}); leave them out to go on with it, or "
+            "name another --run"
+        )
     require_same_dataset(run, table)
     if not is_same_split(read_split(run / "splits.csv"), split):
-        raise InputError(f"{run}: finished with another split; name another --run")
-    return True
+        raise InputError(f"{run}: was begun with another split; name another --run")
 
 
 def is_same_split(one: pd.DataFrame, other: pd.DataFrame) -> bool:
@@ -83,6 +103,22 @@ def require_same_dataset(run: Path, table: pd.DataFrame) -> None:
     if known != dataset_fingerprint(table):
         raise InputError(
             f"{run}: was trained on another dataset than the one given; name that one with --data"
+        )
+
+
+def require_same_weights(run: Path, described: dict[str, Any]) -> None:
+    """Raise `InputError` unless the run was begun with as many pretrained layers.
+
+    Args:
+        run: a run that was begun.
+        described: from `describe_run`, of what would go on.
+    """
+    known = read_json(run / "config.json").get("weights", {}).get("loaded_layers")
+    loaded = described["weights"]["loaded_layers"]
+    if known != loaded:
+        raise InputError(
+            f"{run}: was begun with {known} pretrained layers, and now {loaded} can be loaded; "
+            "give the same weights with --weights, or name another --run"
         )
 
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,26 +11,39 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 
-from skinlesion.augmentation import make_augmentation
+from skinlesion.augmentation import Mixing, make_augmentation, make_feature_augmentation
+from skinlesion.cache import make_array, make_key
+from skinlesion.checkpoints import Checkpoints, Row, find_best
 from skinlesion.config import Config
 from skinlesion.files import write_csv
-from skinlesion.input_pipeline import make_dataset
+from skinlesion.input_pipeline import draw_order, make_dataset
 from skinlesion.labels import NUM_CLASSES
-from skinlesion.model import LoadedWeights, freeze_pretrained, unfreeze
-from skinlesion.workspace import progress_bar
+from skinlesion.model import (
+    LoadedWeights,
+    freeze_pretrained,
+    frozen_stage,
+    split_model,
+    synchronize_batch_norm,
+    unfreeze,
+)
+from skinlesion.workspace import progress_bar, say
 
-STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-"""Inverse regularisation strengths (scikit-learn's `C`) tried for a regression."""
-MAX_ITERATIONS = 300
-"""Of scikit-learn's solver; more changes little."""
-MONITOR = "val_loss"
 WARMUP_SHARE = 0.1
 """Share of a phase in which the cosine schedule rises to its rate: Goyal et al., arXiv:1706.02677,
 warm up over the first 5 of 90 epochs; short runs need a larger share for the same effect."""
+PLATEAU_DELTA = 1e-4
+"""What `plateau_monitor` has to gain to count as progress: Keras' default."""
+CACHED_STAGES = ("conv4", "conv5")
+"""Stages whose output is worth keeping: those below have larger outputs than the image, and save
+little."""
+TIME_RESERVE = 1.2
+"""An epoch is begun when this many times the longest one so far fits into the time left."""
+
+
+class TimeIsUpError(Exception):
+    """The time limit was reached; all finished epochs are kept."""
 
 
 @dataclass(frozen=True)
@@ -91,192 +105,222 @@ def fit(
     train: tuple[np.ndarray, np.ndarray],
     validation: tuple[np.ndarray, np.ndarray],
     run: Path,
-    verbose: int = 2,
+    cache: Path | None = None,
+    deadline: float = math.inf,
+    on_epoch: Callable[[pd.DataFrame], object] = lambda history: None,
+    verbose: int = 0,
 ) -> pd.DataFrame:
     """Train `model` in place, and leave it with the weights of its best epoch.
 
     The best epoch is the one with the lowest validation loss, over all phases; with balanced class
-    weights this loss is balanced too, so what stops training is what training aims at.
+    weights this loss is balanced too, so what stops training is what training aims at. What an
+    earlier call with the same arguments finished is not done again: everything random is drawn
+    from the seed and the number of the epoch, so that a resumed run ends as any other.
 
     Args:
-        model: from `build_model`.
+        model: from `build_model`, with its initial weights; built under the strategy of
+            `devices.make_strategy`, which is used here too.
         loaded: from `build_model`.
         config: the settings.
         train: uint8 images (n, height, width, 3) and int labels (n,).
         validation: the same.
-        run: run directory; `history.csv` and `checkpoints/` are written there after each epoch.
-        verbose: as for `keras.Model.fit`.
+        run: run directory; `history.csv`, `checkpoints/` and `tensorboard/` are written there
+            after each epoch.
+        cache: folder for features that do not fit into memory; None keeps them there anyway.
+        deadline: `time.monotonic()` at which to stop.
+        on_epoch: called with the history after each epoch.
+        verbose: as for `keras.Model.fit`; a line an epoch is printed in any case.
 
     Returns:
         The history: a row an epoch.
 
     Raises:
         FloatingPointError: the loss is no longer a number.
+        TimeIsUpError: the deadline came before the end.
+        InputError: no room for a checkpoint.
     """
+    checkpoints = Checkpoints(run / "checkpoints")
+    rows = checkpoints.read_history()
+    if rows:
+        say(f"train: going on after epoch {len(rows)}")
     weights = balanced_class_weights(train[1]) if config.class_weights == "balanced" else None
-    size = config.batch_size
-    train_set = make_dataset(
-        *train, batch_size=size, class_weights=weights, shuffle_seed=config.seed
-    )
-    validation_set = make_dataset(*validation, batch_size=size, class_weights=weights)
-    steps = len(train_set)
-
-    # The augmentation is part of the training step but not of the model that is saved.
-    trainer = keras.Sequential(
-        [model.input, make_augmentation(config.augmentation, seed=config.seed), model],
-        name="training",
-    )
-    log = HistoryLog(run / "history.csv", images=len(train[1]))
-    best = run / "checkpoints" / "best.weights.h5"
-    best.parent.mkdir(parents=True, exist_ok=True)
-    best.unlink(missing_ok=True)  # of an interrupted run
-    checkpoint = keras.callbacks.ModelCheckpoint(
-        best, monitor=MONITOR, save_best_only=True, save_weights_only=True
-    )
-    first_epoch = 0
+    writer = tf.summary.create_file_writer(str(run / "tensorboard"))
     for phase in plan_phases(config, loaded):
-        if phase.name == "frozen":
-            freeze_pretrained(model, loaded)
-        else:
-            unfreeze(
-                model,
-                loaded,
-                fine_tune_from=config.fine_tune_from,
-                train_batch_norm=config.train_batch_norm,
-            )
-        log.phase = phase.name
-        trainer.compile(
-            optimizer=keras.optimizers.Adam(_learning_rate(config, phase, steps)),
-            loss="categorical_crossentropy",
-            weighted_metrics=[],
-            metrics=["accuracy"],
+        done = _rows_of(rows, phase)
+        if _is_over(done, phase, config):
+            continue
+        if rows:
+            checkpoints.restore_model(model, len(rows) if done else find_best(rows) + 1)
+        _set_trainable(model, loaded, config, phase)
+        trainer, images = _make_trainer(model, config, phase, (train[0], validation[0]), cache)
+        _compile(trainer, config, phase, steps=math.ceil(len(train[1]) / config.batch_size))
+        if done:
+            checkpoints.restore_optimizer(trainer.optimizer, len(rows))
+        validation_set = make_dataset(
+            images[1], validation[1], batch_size=config.batch_size, class_weights=weights
         )
-        trainer.fit(
-            train_set,
-            validation_data=validation_set,
-            initial_epoch=first_epoch,
-            epochs=first_epoch + phase.epochs,
-            callbacks=[log, checkpoint, keras.callbacks.TerminateOnNaN(), *_callbacks(config)],
-            verbose=verbose,
-        )
-        if not best.is_file() or not np.isfinite(log.rows[-1]["loss"]):
-            raise FloatingPointError(
-                f"the loss is no longer a number in phase {phase.name}: lower the learning rate"
+        while not _is_over(done, phase, config):
+            _require_time(rows, phase, deadline)
+            epoch = len(rows)
+            order = draw_order(train[1], config.sampling, seed=config.seed, epoch=epoch)
+            train_set = make_dataset(
+                images[0],
+                train[1],
+                batch_size=config.batch_size,
+                class_weights=weights,
+                order=order,
             )
-        first_epoch += phase.epochs
-        trainer.load_weights(best)
-    return pd.DataFrame(log.rows)
-
-
-def fit_regression(
-    model: keras.Model,
-    config: Config,
-    *,
-    train: tuple[np.ndarray, np.ndarray],
-    validation: tuple[np.ndarray, np.ndarray],
-    run: Path,
-) -> pd.DataFrame:
-    """Fit the last layer of `model` in place as a logistic regression, the rest staying as it is.
-
-    The features are computed once. Of `STRENGTHS`, the regularisation with the lowest validation
-    loss is taken; with balanced class weights this loss is balanced too. The regression becomes
-    the last layer's kernel and bias, so that everything else treats the model as any other.
-
-    Args:
-        model: from `build_model` with a pooled head.
-        config: the settings.
-        train: uint8 images (n, height, width, 3) and int labels (n,).
-        validation: the same.
-        run: run directory; `history.csv` is written there, a row for each of `STRENGTHS`.
-
-    Returns:
-        The history.
-    """
-    describe = keras.Model(model.input, model.get_layer("head_pool").output)
-    parts = {}
-    for name, (images, _) in (("train", train), ("validation", validation)):
-        starts = range(0, len(images), config.batch_size)
-        batches = [
-            describe.predict_on_batch(images[i : i + config.batch_size].astype(np.float32))
-            for i in progress_bar(starts, f"features, {name}", len(starts), unit="batch")
-        ]
-        parts[name] = np.concatenate(batches).astype(np.float64)
-    scaler = StandardScaler().fit(parts["train"])
-    balanced = "balanced" if config.class_weights == "balanced" else None
-    weights = balanced_class_weights(train[1]) if balanced else np.ones(NUM_CLASSES)
-    rows: list[dict[str, Any]] = []
-    best: tuple[np.ndarray, np.ndarray] | None = None
-    for strength in STRENGTHS:
-        started = time.perf_counter()
-        regression = LogisticRegression(C=strength, class_weight=balanced, max_iter=MAX_ITERATIONS)
-        regression.fit(scaler.transform(parts["train"]), train[1])
-        row = {"epoch": len(rows) + 1, "phase": "regression", "C": strength}
-        for prefix, name, labels in (
-            ("", "train", train[1]),
-            ("val_", "validation", validation[1]),
-        ):
-            y_prob = np.zeros((len(labels), NUM_CLASSES))
-            y_prob[:, regression.classes_] = regression.predict_proba(scaler.transform(parts[name]))
-            row[f"{prefix}accuracy"] = float((y_prob.argmax(axis=1) == labels).mean())
-            certain = np.maximum(y_prob[np.arange(len(labels)), labels], np.finfo(float).eps)
-            row[f"{prefix}loss"] = float(np.average(-np.log(certain), weights=weights[labels]))
-        row["images_per_second"] = round(len(train[1]) / (time.perf_counter() - started), 2)
-        if not rows or row["val_loss"] < min(other["val_loss"] for other in rows):
-            best = _as_layer(regression, scaler)
-        rows.append(row)
-        write_csv(run / "history.csv", pd.DataFrame(rows))
-    assert best is not None
-    model.layers[-1].set_weights(best)
+            _seed_epoch(trainer, config.seed, epoch)
+            if config.schedule == "plateau":
+                trainer.optimizer.learning_rate = plateau_rate(done, phase.learning_rate, config)
+            row = _fit_epoch(trainer, train_set, validation_set, epoch, phase, deadline, verbose)
+            row["images_per_second"] = round(len(order) / row.pop("train_seconds"), 2)
+            rows.append(row)
+            done.append(row)
+            checkpoints.save(rows, model, trainer.optimizer)
+            write_csv(run / "history.csv", pd.DataFrame(rows))
+            _write_summary(writer, row)
+            say(_describe_epoch(rows, phase, config))
+            on_epoch(pd.DataFrame(rows))
+    checkpoints.restore_model(model, find_best(rows) + 1)
     return pd.DataFrame(rows)
 
 
-class HistoryLog(keras.callbacks.Callback):
-    """Keeps `history.csv` up to date: epoch, phase, learning rate, images per second, metrics."""
+class Trainer(keras.Model):
+    """A network with what only training needs, all in one compiled step.
 
-    def __init__(self, path: Path, *, images: int) -> None:
-        super().__init__()
-        self.path = path
-        self.images = images
-        self.phase = ""
-        self.rows: list[dict[str, Any]] = []
-        self._started = self._trained = 0.0
+    Args:
+        network: what is trained.
+        augmentation: from float images to the same.
+        mixing: blends images and labels; None leaves them alone.
+    """
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Start the clock."""
-        self._started = self._trained = time.perf_counter()
+    def __init__(
+        self, network: keras.Model, augmentation: keras.Model, mixing: Mixing | None = None
+    ) -> None:
+        # The precision of the network: with half precision, Keras scales the loss.
+        super().__init__(dtype=network.dtype_policy)
+        self.network, self.augmentation, self.mixing = network, augmentation, mixing
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Note the end of training, which is not the end of the epoch: validation follows."""
-        self._trained = time.perf_counter()
+    def call(self, images: Any, training: bool = False) -> Any:
+        """Probabilities, float (b, 7)."""
+        return self.network(images, training=training)
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Add a row and write the file."""
-        row = {
-            "epoch": epoch + 1,
-            "phase": self.phase,
-            "learning_rate": float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)),
-            "images_per_second": round(self.images / (self._trained - self._started), 2),
-        }
-        self.rows.append(row | {name: float(value) for name, value in (logs or {}).items()})
-        write_csv(self.path, pd.DataFrame(self.rows))
+    def train_step(self, data: tuple[Any, Any, Any]) -> dict[str, Any]:
+        """Augment a batch, then do Keras' own step."""
+        images, labels, weights = data
+        images = self.augmentation(keras.ops.cast(images, "float32"), training=True)
+        if self.mixing is not None:
+            images, labels = self.mixing(images, labels)
+        return super().train_step((images, labels, weights))
 
 
-def _as_layer(
-    regression: LogisticRegression, scaler: StandardScaler
-) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and bias of a dense layer that says what scaler and regression say together."""
-    features = len(scaler.mean_)
-    kernel = np.zeros((features, NUM_CLASSES))
-    # A class without training images gets no probability.
-    bias = np.full(NUM_CLASSES, -1e4)
-    scaled = regression.coef_ / scaler.scale_
-    coefficients, intercepts = scaled, regression.intercept_ - scaled @ scaler.mean_
-    if len(regression.classes_) == 2:  # scikit-learn keeps only the second class's
-        coefficients = np.stack([np.zeros(features), coefficients[0]])
-        intercepts = np.array([0.0, intercepts[0]])
-    kernel[:, regression.classes_] = coefficients.T
-    bias[regression.classes_] = intercepts
-    return kernel, bias
+def plateau_rate(done: list[Row], rate: float, config: Config) -> float:
+    """The learning rate after some epochs of a phase, as `keras.callbacks.ReduceLROnPlateau`.
+
+    Args:
+        done: the rows of the phase.
+        rate: its first learning rate.
+        config: `plateau_*` are used.
+    """
+    sign = -1 if "accuracy" in config.plateau_monitor else 1
+    best, waited = math.inf, 0
+    for row in done:
+        value = sign * row[config.plateau_monitor]
+        waited += 1
+        if value < best - PLATEAU_DELTA:
+            best, waited = value, 0
+        elif waited >= config.plateau_patience and rate > config.plateau_min_rate:
+            rate, waited = max(rate * config.plateau_factor, config.plateau_min_rate), 0
+    return rate
+
+
+def _rows_of(rows: list[Row], phase: Phase) -> list[Row]:
+    return [row for row in rows if row["phase"] == phase.name]
+
+
+def _is_over(done: list[Row], phase: Phase, config: Config) -> bool:
+    """All epochs are done, or the loss on validation has not become better for too long."""
+    if len(done) == phase.epochs:
+        return True
+    return bool(done) and len(done) - 1 - find_best(done) >= config.early_stopping_patience
+
+
+def _set_trainable(model: keras.Model, loaded: LoadedWeights, config: Config, phase: Phase) -> None:
+    if phase.name == "frozen":
+        freeze_pretrained(model, loaded)
+    else:
+        unfreeze(
+            model,
+            loaded,
+            fine_tune_from=config.fine_tune_from,
+            train_batch_norm=config.train_batch_norm,
+        )
+
+
+def _make_trainer(
+    model: keras.Model,
+    config: Config,
+    phase: Phase,
+    images: tuple[np.ndarray, ...],
+    cache: Path | None,
+) -> tuple[Trainer, list[np.ndarray]]:
+    """What is trained in a phase, and on what.
+
+    The model on images; where it pays, the part above the frozen stages on their output.
+    """
+    network, arrays = model, list(images)
+    stage, augmentation = frozen_stage(model), None
+    if config.cache_features and stage in CACHED_STAGES and phase.epochs > 1:
+        augmentation = make_feature_augmentation(config.augmentation, seed=config.seed)
+    if stage and augmentation:
+        lower, network = split_model(model, stage, config.preprocessing)
+        say(f"train: computing the output of the frozen stages up to {stage} once")
+        arrays = [_compute_features(lower, part, config.batch_size, cache) for part in images]
+    with model.distribute_strategy.scope():
+        synchronize_batch_norm(model, model.distribute_strategy.num_replicas_in_sync > 1)
+        mixing = None
+        if config.mixing != "none":
+            mixing = Mixing(config.mixing, alpha=config.mixing_alpha, seed=config.seed)
+        augmentation = augmentation or make_augmentation(config.augmentation, seed=config.seed)
+        return Trainer(network, augmentation, mixing), arrays
+
+
+def _compute_features(
+    lower: keras.Model, images: np.ndarray, batch_size: int, cache: Path | None
+) -> np.ndarray:
+    """The output of `lower` for each image, in half precision, which is plenty for features."""
+    # Not `predict_on_batch`: with several GPUs, each would answer for the whole batch.
+    compute = tf.function(lambda batch: lower(batch, training=False), reduce_retracing=True)
+
+    def chunks() -> Iterator[np.ndarray]:
+        starts = range(0, len(images), batch_size)
+        for start in progress_bar(starts, "frozen stages", len(starts), unit="batch"):
+            batch = tf.constant(images[start : start + batch_size])
+            yield compute(tf.cast(batch, tf.float32)).numpy().astype(np.float16)
+
+    key = make_key(images, *lower.get_weights()) if cache else ""
+    shape = (len(images), *lower.output_shape[1:])
+    return make_array(shape, np.float16, chunks(), key=key, folder=cache)
+
+
+def _compile(trainer: Trainer, config: Config, phase: Phase, *, steps: int) -> None:
+    with trainer.distribute_strategy.scope():
+        rate = _learning_rate(config, phase, steps)
+        if config.weight_decay:
+            optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
+            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        else:
+            optimizer = keras.optimizers.Adam(rate)
+        smoothing = config.label_smoothing
+        if config.focal_gamma:
+            loss = keras.losses.CategoricalFocalCrossentropy(
+                alpha=1.0, gamma=config.focal_gamma, label_smoothing=smoothing
+            )
+        else:
+            loss = keras.losses.CategoricalCrossentropy(label_smoothing=smoothing)
+        trainer.compile(optimizer, loss, metrics=["accuracy"], weighted_metrics=[])
+        trainer.optimizer.build(trainer.trainable_variables)
 
 
 def _learning_rate(config: Config, phase: Phase, steps: int) -> Any:
@@ -293,19 +337,87 @@ def _learning_rate(config: Config, phase: Phase, steps: int) -> Any:
     )
 
 
-def _callbacks(config: Config) -> list[keras.callbacks.Callback]:
-    callbacks: list[keras.callbacks.Callback] = [
-        keras.callbacks.EarlyStopping(
-            MONITOR, patience=config.early_stopping_patience, restore_best_weights=True
+def _seed_epoch(trainer: Trainer, seed: int, epoch: int) -> None:
+    """Start dropout, augmentation and mixing from numbers that depend on nothing else."""
+    states = [v for v in trainer.variables if v.path.endswith("seed_generator_state")]
+    for index, state in enumerate(states):
+        rng = np.random.default_rng([seed, epoch, index])
+        state.assign(rng.integers(2**32, size=state.shape, dtype=np.uint32))
+
+
+def _fit_epoch(
+    trainer: Trainer,
+    train_set: tf.data.Dataset,
+    validation_set: tf.data.Dataset,
+    epoch: int,
+    phase: Phase,
+    deadline: float,
+    verbose: int,
+) -> Row:
+    """One epoch, numbered from 0, as a row of the history."""
+    watch = _Watch(deadline)
+    logs = trainer.fit(
+        train_set,
+        validation_data=validation_set,
+        initial_epoch=epoch,
+        epochs=epoch + 1,
+        shuffle=False,  # the order is drawn already
+        callbacks=[watch, keras.callbacks.TerminateOnNaN()],
+        verbose=verbose,
+    ).history
+    values = {name: float(value[-1]) for name, value in logs.items()}
+    if not all(map(math.isfinite, values.values())):
+        raise FloatingPointError(
+            f"the loss is no longer a number in phase {phase.name}: lower the learning rate"
         )
-    ]
-    if config.schedule == "plateau":
-        callbacks.append(
-            keras.callbacks.ReduceLROnPlateau(
-                config.plateau_monitor,
-                patience=config.plateau_patience,
-                factor=config.plateau_factor,
-                min_lr=config.plateau_min_rate,
-            )
-        )
-    return callbacks
+    return {
+        "epoch": epoch + 1,
+        "phase": phase.name,
+        "learning_rate": float(keras.ops.convert_to_numpy(trainer.optimizer.learning_rate)),
+        "seconds": round(time.monotonic() - watch.started, 2),
+        "train_seconds": watch.trained - watch.started,
+        **values,
+    }
+
+
+class _Watch(keras.callbacks.Callback):
+    """Takes the time of an epoch, and ends it when the deadline comes."""
+
+    def __init__(self, deadline: float) -> None:
+        super().__init__()
+        self.deadline = deadline
+        self.started = self.trained = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note the end of training, which is not the end of the epoch: validation follows."""
+        self.trained = time.monotonic()
+        if self.trained > self.deadline:
+            raise TimeIsUpError
+
+
+def _require_time(rows: list[Row], phase: Phase, deadline: float) -> None:
+    """Raise `TimeIsUpError` when another epoch of the phase would not end before the deadline."""
+    longest = max((row["seconds"] for row in _rows_of(rows, phase)), default=0)
+    if time.monotonic() + TIME_RESERVE * longest > deadline:
+        raise TimeIsUpError
+
+
+def _describe_epoch(rows: list[Row], phase: Phase, config: Config) -> str:
+    """The last epoch in one line."""
+    row, done = rows[-1], _rows_of(rows, phase)
+    best = ", the best so far" if find_best(rows) == len(rows) - 1 else ""
+    left = (phase.epochs - len(done)) * float(np.mean([row["seconds"] for row in done])) / 60
+    return (
+        f"train: epoch {row['epoch']} of {config.epochs} ({phase.name}): loss {row['loss']:.4f}, "
+        f"validation loss {row['val_loss']:.4f}{best}, {row['images_per_second']:.1f} images/s, "
+        f"at most {left:.0f} minutes left in this phase"
+    )
+
+
+def _write_summary(writer: Any, row: Row) -> None:
+    """The figures of an epoch for TensorBoard."""
+    with writer.as_default(step=row["epoch"]):
+        for name, value in row.items():
+            if isinstance(value, float):
+                tf.summary.scalar(name, value)
+    writer.flush()

@@ -6,9 +6,9 @@ at once.
 """
 
 import dataclasses
-import os
-import platform
+import math
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +32,16 @@ from skinlesion.isic_files import write_predictions
 from skinlesion.labels import CLASS_CODES, SYNTHETIC_NOTE
 from skinlesion.metadata import load_metadata, read_metadata
 from skinlesion.near_duplicates import read_near_duplicates
-from skinlesion.runs import describe_run, is_finished, is_same_split, read_run_config
+from skinlesion.runs import (
+    describe_run,
+    is_begun,
+    is_finished,
+    is_same_split,
+    read_run_config,
+    require_same_run,
+    require_same_weights,
+)
 from skinlesion.split import (
-    SPLITS,
     Audit,
     audit_split,
     count_by_class,
@@ -45,15 +52,12 @@ from skinlesion.split import (
     read_split,
     take_limited,
 )
-from skinlesion.workspace import is_watched, say
+from skinlesion.workspace import default_cache_dir, is_watched, say
 
 if TYPE_CHECKING:
-    from skinlesion.model import LoadedWeights
+    import numpy as np
 
-CPU_CORE_RATE = 10
-"""Training images a second and core at 128x128, seen on a server's processor."""
-GPU_RATE = 400
-"""Training images a second at 128x128: a guess for one T4, for telling minutes from hours."""
+    from skinlesion.model import LoadedWeights
 
 
 def copy(data: str | Path | None, out: Path) -> GatherReport:
@@ -243,47 +247,50 @@ def train(
     config: Config,
     *,
     splits: Path | None = None,
+    time_limit: float | None = None,
 ) -> Path:
     """Train a model: fills the run directory up to the bundle and the validation predictions.
 
-    A finished run of the same settings is kept. On the synthetic sample, ImageNet weights that
-    cannot be downloaded are done without, and this is said; on real data that is an error.
+    An interrupted run goes on after its last finished epoch; a finished one is kept. On the
+    synthetic sample, ImageNet weights that cannot be downloaded are done without, and this is
+    said; on real data that is an error.
 
     Args:
         data: the dataset; None looks for it as `copy` does.
         run: run directory to make.
         config: from `make_config`.
-        splits: a split file; None splits as the recipe says.
+        splits: a split file; None takes the run's own, and for a new run splits as the recipe says.
+        time_limit: hours from now after which training stops; the same call goes on later.
 
     Raises:
         InputError: the run directory holds a run of other settings, or something is wrong with
-            dataset, split or weights.
+            dataset, split or weights, or there is no room.
     """
+    deadline = time.monotonic() + (math.inf if time_limit is None else 3600 * time_limit)
     source = find_dataset(data)
-    table = load_metadata(source)
-    if splits:
-        made = read_split(splits)
+    table, begun = load_metadata(source), is_begun(run)
+    if splits or begun:
+        made = read_split(splits or run / "splits.csv")
     else:
         made = make_split(table, config.split, seed=config.seed, pairs=read_near_duplicates())
-    if is_finished(run, config, table, made):
+    if begun:
+        require_same_run(run, config, table, made)
+    if is_finished(run):
         say(f"train: {run} is finished already with these settings")
         return run
-    if (run / "config.json").is_file():
-        say(f"train: {run} was begun but not finished; starting it again")
-    joined = join_split(table, made)
-    rows = {name: joined[joined["split"] == name] for name in SPLITS}
-    rows["train"] = take_limited(rows["train"], config.limit, seed=config.seed)
+    rows = _rows_to_train_on(table, made, config)
     synthetic = is_sample(source)
     say(f"train: recipe {config.recipe}, {len(rows['train']):,} images, run directory {run}")
     if synthetic:
         say(SYNTHETIC_NOTE)
 
-    from skinlesion import training
-    from skinlesion.bundle import Bundle, BundleInfo, save_bundle
-    from skinlesion.predictor import Predictor
+    from skinlesion import devices, training
+    from skinlesion.regression import fit_regression
 
     training.seed_everything(config)
-    model, loaded = _build_model(config, may_do_without_weights=synthetic)
+    precision = devices.choose_precision(config.precision)
+    with devices.make_strategy().scope():
+        model, loaded = _build_model(config, precision, may_do_without_weights=synthetic)
     say(f"train: {loaded}")
     # Only now is the run directory touched: a mistake above leaves nothing behind. What an earlier
     # model said about the test images must not be taken for this one's.
@@ -291,37 +298,87 @@ def train(
         (run / name).unlink(missing_ok=True)
     shutil.rmtree(run / "evaluation", ignore_errors=True)
     described = describe_run(
-        config, loaded, table, device=_device(), synthetic=synthetic, splits=splits
+        config,
+        loaded,
+        table,
+        device=f"{devices.describe_device()}, {precision}",
+        synthetic=synthetic,
+        splits=splits,
     )
-    write_csv(run / "splits.csv", made)
-    write_json(run / "config.json", described)
+    if begun:
+        require_same_weights(run, described)
+    else:
+        write_csv(run / "splits.csv", made)
+        write_json(run / "config.json", described)
+    cache = default_cache_dir()
     decoded = {
         name: load_images(
-            list(rows[name]["path"]),
-            image_size=config.image_size,
-            resize=config.resize,
+            list(part["path"]), image_size=config.image_size, resize=config.resize, cache=cache
         )
-        for name in ("train", "validation")
+        for name, part in rows.items()
     }
     say(
-        f"train: {training.describe_plan(config, loaded)} on {_device()}, "
-        f"{_estimate_duration(config, len(rows['train']))}"
+        f"train: {training.describe_plan(config, loaded)} on {described['device']}, "
+        f"{devices.estimate_duration(config, len(rows['train']))}"
     )
     train_set, validation_set = (
         (decoded[name], rows[name]["label"].to_numpy()) for name in ("train", "validation")
     )
     if config.method == "regression":
-        training.fit_regression(model, config, train=train_set, validation=validation_set, run=run)
+        fit_regression(model, config, train=train_set, validation=validation_set, run=run)
     else:
-        training.fit(
-            model,
-            loaded,
-            config,
-            train=train_set,
-            validation=validation_set,
-            run=run,
-            verbose=1 if is_watched() else 2,
-        )
+        try:
+            training.fit(
+                model,
+                loaded,
+                config,
+                train=train_set,
+                validation=validation_set,
+                run=run,
+                cache=cache,
+                deadline=deadline,
+                on_epoch=lambda history: _draw_learning_curves(history, run, synthetic=synthetic),
+                verbose=1 if is_watched() else 0,
+            )
+        except training.TimeIsUpError:
+            say(f"train: stopped before the time limit; --run {run} again goes on from here")
+            return run
+    _finish(run, model, config, rows["validation"], decoded["validation"], synthetic=synthetic)
+    say(f"train: finished; model in {run / 'model'}")
+    return run
+
+
+def _rows_to_train_on(
+    table: pd.DataFrame, made: pd.DataFrame, config: Config
+) -> dict[str, pd.DataFrame]:
+    joined = join_split(table, made)
+    rows = {name: joined[joined["split"] == name] for name in ("train", "validation")}
+    rows["train"] = take_limited(rows["train"], config.limit, seed=config.seed)
+    return rows
+
+
+def _draw_learning_curves(history: pd.DataFrame, run: Path, *, synthetic: bool) -> None:
+    from skinlesion import plots
+
+    figure = plots.plot_learning_curves(history)[0].figure
+    plots.caption(figure, synthetic=synthetic)
+    plots.save_figure(figure, run / "learning_curves.png")
+
+
+def _finish(
+    run: Path,
+    model: Any,
+    config: Config,
+    rows: pd.DataFrame,
+    images: "np.ndarray",
+    *,
+    synthetic: bool,
+) -> None:
+    """Predict the validation images, calibrate on them, and write the bundle."""
+    from skinlesion.bundle import Bundle, BundleInfo, save_bundle
+    from skinlesion.checkpoints import Checkpoints
+    from skinlesion.predictor import Predictor
+
     info = BundleInfo(
         labels=CLASS_CODES,
         image_size=config.image_size,
@@ -329,16 +386,16 @@ def train(
         recipe=config.recipe,
         synthetic=synthetic,
     )
+    # For one device and in full precision, however it was trained.
+    plain, _ = _build_model(dataclasses.replace(config, weights="none"), "float32")
+    plain.set_weights(model.get_weights())
     # From the images decoded for training: the same pixels as from their files.
-    y_prob = Predictor(Bundle(model, info)).predict_images(decoded["validation"])
-    write_predictions(
-        run / "predictions_validation.csv", list(rows["validation"]["image_id"]), y_prob
-    )
-    calibration = fit_calibration(rows["validation"]["label"].to_numpy(), y_prob)
+    y_prob = Predictor(Bundle(plain, info)).predict_images(images)
+    write_predictions(run / "predictions_validation.csv", list(rows["image_id"]), y_prob)
+    calibration = fit_calibration(rows["label"].to_numpy(), y_prob)
     calibrated = dataclasses.replace(info, calibration=calibration.to_dict())
-    save_bundle(Bundle(model, calibrated), run / "model")
-    say(f"train: finished; model in {run / 'model'}")
-    return run
+    save_bundle(Bundle(plain, calibrated), run / "model")
+    Checkpoints(run / "checkpoints").delete()
 
 
 def train_if_missing(data: str | Path | None, run: Path, config: Config, *, splits: Path) -> Path:
@@ -350,7 +407,7 @@ def train_if_missing(data: str | Path | None, run: Path, config: Config, *, spli
         config: settings for a run that is missing; one that is there is used whatever its own.
         splits: split file, made when it is missing.
     """
-    if (run / "model" / "bundle.json").is_file():
+    if is_finished(run):
         say(f"train: using the finished run in {run}")
         other = differences(read_run_config(run), config)
         if other:
@@ -390,7 +447,9 @@ def predict(run: Path, paths: Sequence[str | Path], out: Path) -> pd.DataFrame:
     )
 
 
-def _build_model(config: Config, *, may_do_without_weights: bool) -> tuple[Any, "LoadedWeights"]:
+def _build_model(
+    config: Config, precision: str, *, may_do_without_weights: bool = False
+) -> tuple[Any, "LoadedWeights"]:
     from skinlesion.model import WeightsUnavailableError, build_model
 
     def build(weights: str) -> tuple[Any, "LoadedWeights"]:
@@ -401,6 +460,7 @@ def _build_model(config: Config, *, may_do_without_weights: bool) -> tuple[Any, 
             head=config.head,
             top_stage=config.top_stage,
             batch_norm_momentum=config.batch_norm_momentum,
+            precision=precision,
         )
 
     try:
@@ -411,29 +471,6 @@ def _build_model(config: Config, *, may_do_without_weights: bool) -> tuple[Any, 
         say(f"train: {error}")
         say("train: this is the synthetic sample, so training starts from random weights instead")
         return build("none")
-
-
-def _device() -> str:
-    import tensorflow as tf
-
-    gpus = tf.config.list_physical_devices("GPU")
-    names = [
-        tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus
-    ]
-    return ", ".join(names) or f"CPU ({platform.machine()})"
-
-
-def _estimate_duration(config: Config, images: int) -> str:
-    """A rough guess, before the first epoch tells: from images, pixels and cores."""
-    import tensorflow as tf
-
-    height, width = config.image_size
-    if tf.config.list_physical_devices("GPU"):
-        rate = GPU_RATE
-    else:
-        rate = CPU_CORE_RATE * (os.cpu_count() or 1)
-    seconds = config.epochs * images / (rate * 128 * 128 / (height * width))
-    return f"very roughly {max(1, round(seconds / 60)):,} minutes"
 
 
 def _list_files(paths: Sequence[str | Path]) -> list[Path]:

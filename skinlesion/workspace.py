@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -46,7 +47,21 @@ def is_watched() -> bool:
     return "ipykernel" in sys.modules or sys.stderr.isatty()
 
 
-def progress_bar(items: Iterable[T], title: str, total: int, *, unit: str = "image") -> Iterable[T]:
+def default_cache_dir() -> Path:
+    """The folder for files that can be made again: `SKINLESION_CACHE`, else the user's own cache.
+
+    On Kaggle it lies outside the saved folder.
+    """
+    if named := os.environ.get("SKINLESION_CACHE"):
+        return Path(named)
+    if on_kaggle():
+        return Path(tempfile.gettempdir()) / "skinlesion"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skinlesion"
+
+
+def progress_bar(
+    items: Iterable[T] | None, title: str, total: int, *, unit: str = "image"
+) -> "tqdm[T]":
     """Pass on `items`; when somebody watches and it takes over a second, with a bar on stderr."""
     return tqdm(items, title, total, unit=f" {unit}s", delay=1, disable=not is_watched())
 

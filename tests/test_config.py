@@ -52,11 +52,31 @@ def test_none_keeps_the_recipe():
         ("learning_rate", float("nan")),
         ("plateau_factor", 2.0),
         ("plateau_patience", 0),
+        ("label_smoothing", 1.0),
+        ("focal_gamma", -1.0),
+        ("weight_decay", -0.1),
+        ("mixing_alpha", 0),
+        ("mixing", "blend"),
+        ("precision", "float16"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(setting, value):
     with pytest.raises(InputError, match=f"{setting} must be .* Received: {setting}="):
         make_config("default", **{setting: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"mixing": "mixup"}, "a mixed image has two classes"),
+        ({"mixing": "cutmix"}, "a mixed image has two classes"),
+        ({"sampling": "balanced"}, "rare classes would count twice"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_with_the_reason(settings, reason):
+    with pytest.raises(InputError, match=reason):
+        make_config("default", **settings)
+    assert make_config("default", class_weights="none", **settings).class_weights == "none"
 
 
 def test_an_unknown_setting_is_refused_by_name():

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from skinlesion.errors import InputError
-from skinlesion.input_pipeline import decode_image, load_images, make_dataset
+from skinlesion.input_pipeline import decode_image, draw_order, load_images, make_dataset
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 
@@ -68,6 +68,18 @@ def test_nearest_takes_pixels_as_they_are(tmp_path):
     assert (pixels[0, :, 0] == [9, 11, 13, 15]).all()
 
 
+def test_a_large_jpeg_is_halved_by_its_decoder_but_looks_the_same(sample, tmp_path):
+    with Image.open(next(sample.rglob("*.jpg"))) as image:
+        image.resize((600, 450)).save(tmp_path / "large.jpg", quality=95)
+        image.resize((600, 450)).save(tmp_path / "large.png")
+    for size in ((224, 224), (168, 224), (64, 64)):
+        jpeg, png = (
+            decode_image(tmp_path / f"large.{ending}", image_size=size).astype(int)
+            for ending in ("jpg", "png")
+        )
+        assert np.abs(jpeg - png).mean() < 1.5
+
+
 def test_bilinear_averages_over_all_pixels(tmp_path):
     checks = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
     Image.fromarray(checks).save(tmp_path / "a.png")
@@ -129,25 +141,38 @@ class TestDataset:
         batches = list(make_dataset(self.images, self.labels, batch_size=4).as_numpy_iterator())
         assert [len(x) for x, _, _ in batches] == [4, 4, 2]
         x, y, _ = batches[0]
-        assert (x.dtype, x.shape) == (np.float32, (4, 4, 4, 3))
+        assert (x.dtype, x.shape) == (np.uint8, (4, 4, 4, 3))
         assert (y.dtype, y.shape) == (np.float32, (4, 7))
         assert (y.sum(axis=1) == 1).all()
 
-    def test_each_image_keeps_its_label_and_weight_when_shuffled(self):
-        weights = np.arange(7) + 0.5
+    def test_each_image_keeps_its_label_and_weight_in_another_order(self):
+        order = draw_order(self.labels, "natural", seed=1, epoch=0)
         dataset = make_dataset(
-            self.images, self.labels, batch_size=3, class_weights=weights, shuffle_seed=1
+            self.images, self.labels, batch_size=3, class_weights=np.arange(7) + 0.5, order=order
         )
         seen = self.seen(dataset)
         assert sorted(seen) == [(i, c, c + 0.5) for i, c in enumerate(self.labels)]
-        assert seen != sorted(seen)
+        assert [image for image, _, _ in seen] == order.tolist() != sorted(order)
 
-    def test_orders_differ_between_epochs_and_repeat_for_the_seed(self):
-        def two_epochs(seed):
-            dataset = make_dataset(self.images, self.labels, batch_size=3, shuffle_seed=seed)
-            return self.seen(dataset), self.seen(dataset)
 
-        first, second = two_epochs(1)
-        assert first != second
-        assert two_epochs(1) == (first, second)
-        assert two_epochs(2)[0] != first
+class TestOrder:
+    labels = np.repeat([0, 4, 5], [10, 100, 890])
+
+    def draw(self, sampling="natural", seed=1, epoch=0):
+        return draw_order(self.labels, sampling, seed=seed, epoch=epoch).tolist()
+
+    @pytest.mark.parametrize("sampling", ["natural", "balanced"])
+    def test_it_depends_on_seed_and_epoch_alone(self, sampling):
+        first = self.draw(sampling)
+        assert self.draw(sampling) == first
+        assert self.draw(sampling, epoch=1) != first
+        assert self.draw(sampling, seed=2) != first
+
+    def test_natural_takes_each_image_once(self):
+        assert sorted(self.draw()) == list(range(1000))
+
+    def test_balanced_takes_each_class_equally_often(self):
+        drawn = np.bincount(self.labels[self.draw("balanced")], minlength=7)
+        assert drawn.sum() == 1000
+        # A third each; the standard deviation of such a count is 15.
+        assert np.abs(drawn[[0, 4, 5]] - 1000 / 3).max() < 60

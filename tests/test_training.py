@@ -1,3 +1,6 @@
+import dataclasses
+import time
+
 import keras
 import numpy as np
 import pandas as pd
@@ -6,17 +9,25 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from skinlesion import workflow
+from skinlesion.augmentation import Mixing, make_augmentation
 from skinlesion.config import make_config
 from skinlesion.errors import InputError
-from skinlesion.input_pipeline import load_images
+from skinlesion.input_pipeline import load_images, make_dataset
 from skinlesion.metadata import load_metadata
-from skinlesion.model import LoadedWeights, build_model
+from skinlesion.model import LoadedWeights, build_model, split_model
+from skinlesion.predictor import Predictor
+from skinlesion.regression import STRENGTHS, fit_regression
 from skinlesion.training import (
-    STRENGTHS,
+    Phase,
+    TimeIsUpError,
+    Trainer,
+    _compile,
+    _fit_epoch,
     balanced_class_weights,
     fit,
-    fit_regression,
     plan_phases,
+    plateau_rate,
     seed_everything,
 )
 
@@ -45,7 +56,11 @@ def build(settings, loaded_layers=()):
     return model, LoadedWeights("test", frozenset(loaded_layers), loaded.total)
 
 
-def train(run, settings, loaded_layers=()):
+def without_time(history):
+    return history.drop(columns=["seconds", "images_per_second"])
+
+
+def train(run, settings, loaded_layers=(), **options):
     model, loaded = build(settings, loaded_layers)
     history = fit(
         model,
@@ -54,7 +69,7 @@ def train(run, settings, loaded_layers=()):
         train=random_images(24, 1),
         validation=random_images(16, 2),
         run=run,
-        verbose=0,
+        **options,
     )
     return model, history
 
@@ -94,7 +109,10 @@ def test_history_and_checkpoint_are_written(tmp_path):
     assert np.allclose(written["val_loss"], history["val_loss"])
     # Cosine: the last rate is far below the highest.
     assert written["learning_rate"].iloc[-1] < 1e-4
-    assert (tmp_path / "checkpoints" / "best.weights.h5").is_file()
+    kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    best = history["val_loss"].idxmin() + 1
+    assert kept == {f"epoch-{best:04}", "epoch-0002"}
+    assert list((tmp_path / "tensorboard").glob("events.*"))
 
 
 def test_the_model_ends_with_the_weights_of_the_best_epoch(tmp_path):
@@ -134,27 +152,186 @@ def test_frozen_layers_keep_their_weights_until_fine_tuning(tmp_path):
     assert changed(train(tmp_path / "b", tuned, frozen)[0]) == {"conv3_block1_1_conv"}
 
 
-def test_deterministic_training_repeats_itself(tmp_path):
-    settings = config(deterministic=True, epochs=1)
-    first = train(tmp_path / "a", settings)[1]
-    second = train(tmp_path / "b", settings)[1]
-    columns = ["loss", "val_loss", "accuracy"]
-    assert first[columns].equals(second[columns])
+def test_plateau_is_that_of_keras():
+    settings = config(
+        schedule="plateau", plateau_patience=2, plateau_factor=0.5, plateau_min_rate=0.1
+    )
+    rng = np.random.default_rng(0)
+    for monitor in ("val_loss", "val_accuracy"):
+        model = keras.Sequential([keras.layers.Dense(1)])
+        model.compile(optimizer=keras.optimizers.SGD(1.0))
+        mode = {"val_loss": "min", "val_accuracy": "max"}[monitor]
+        theirs = keras.callbacks.ReduceLROnPlateau(
+            monitor, mode=mode, patience=2, factor=0.5, min_lr=0.1
+        )
+        theirs.set_model(model)
+        theirs.on_train_begin()
+        ours, seen = dataclasses.replace(settings, plateau_monitor=monitor), []
+        for epoch, value in enumerate(rng.normal(size=30).round(1)):
+            seen.append({monitor: float(value)})
+            theirs.on_epoch_end(epoch, {monitor: value})
+            assert plateau_rate(seen, 1.0, ours) == pytest.approx(
+                float(model.optimizer.learning_rate)
+            )
+        assert plateau_rate(seen, 1.0, ours) == pytest.approx(0.1)
 
 
-def test_plateau_lowers_the_rate_but_not_in_the_original(tmp_path):
-    plateau = {
-        "schedule": "plateau",
-        "plateau_monitor": "val_accuracy",
-        "plateau_patience": 1,
-        "epochs": 4,
-        # So low that the validation accuracy stands still.
-        "head_learning_rate": 1e-9,
-    }
-    _, lowered = train(tmp_path / "a", config(**plateau, plateau_min_rate=1e-12))
-    assert lowered["learning_rate"].iloc[-1] < 1e-9 * 0.6
-    _, floored = train(tmp_path / "b", config(**plateau, plateau_min_rate=1e-9))
-    assert np.allclose(floored["learning_rate"], 1e-9)
+def test_a_plateau_lowers_the_rate_and_early_stopping_ends_each_phase(tmp_path):
+    settings = config(
+        epochs=6,
+        frozen_share=0.5,
+        schedule="plateau",
+        plateau_patience=1,
+        plateau_min_rate=1e-12,
+        # So high that the loss jumps about.
+        head_learning_rate=0.01,
+        learning_rate=0.01,
+        early_stopping_patience=2,
+    )
+    _, history = train(tmp_path, settings, ("conv1_conv", "conv1_bn"))
+    assert history["epoch"].tolist() == list(range(1, len(history) + 1))
+    for _, phase in history.groupby("phase"):
+        worse = phase["val_loss"].to_numpy() > np.minimum.accumulate(phase["val_loss"])
+        since_best = len(phase) - 1 - phase["val_loss"].to_numpy().argmin()
+        assert since_best == 2 or (since_best < 2 and len(phase) == 3)
+        rates = 0.01 * 0.5 ** np.concatenate([[0], worse.cumsum()[:-1]])
+        assert np.allclose(phase["learning_rate"], rates)
+    assert set(history["phase"]) == {"frozen", "fine_tuning"}
+
+
+class TestFeatures:
+    """Training the upper part on the output of the frozen part."""
+
+    frozen = tuple(
+        layer.name
+        for layer in keras.applications.ResNet50(weights=None, include_top=False).layers
+        if not layer.name.startswith("conv5")
+    )
+
+    def test_it_is_the_same_training(self, tmp_path, capsys):
+        kernels, losses = [], []
+        for cached in (True, False):
+            settings = config(
+                augmentation="none",
+                frozen_share=1.0,
+                head_learning_rate=1e-5,
+                deterministic=True,
+                cache_features=cached,
+            )
+            model, history = train(tmp_path / str(cached), settings, self.frozen)
+            layer = model.get_layer("resnet50").get_layer("conv5_block3_3_conv")
+            kernels.append(np.asarray(layer.kernel))
+            losses.append(history[["loss", "val_loss"]])
+            said = capsys.readouterr().out
+            assert ("output of the frozen stages up to conv4 once" in said) == cached
+        start = build(config(), self.frozen)[0].get_layer("resnet50")
+        moved = np.abs(kernels[0] - np.asarray(start.get_layer("conv5_block3_3_conv").kernel))
+        # Half precision of the features is all that differs.
+        assert np.allclose(*losses, rtol=0.01)
+        assert np.abs(kernels[0] - kernels[1]).mean() < 0.2 * moved.mean()
+
+    def test_split_models_say_what_the_whole_says(self):
+        model, _ = build(config())
+        images = random_images(4, 0)[0].astype("float32")
+        whole = np.asarray(model(images))
+        for stage in ("conv2", "conv4", "conv5"):
+            lower, upper = split_model(model, stage, "imagenet")
+            assert np.allclose(np.asarray(upper(lower(images))), whole, atol=1e-5)
+
+
+class TestSwitches:
+    """The training step on a network that is small enough to try them all."""
+
+    def step(self, **changes):
+        settings = config(class_weights="none", **changes)
+        keras.utils.set_random_seed(0)
+        network = keras.Sequential(
+            [
+                keras.Input((32, 32, 3)),
+                keras.layers.Conv2D(4, 3, use_bias=False),
+                keras.layers.BatchNormalization(),
+                keras.layers.GlobalAveragePooling2D(),
+                keras.layers.Dense(7, activation="softmax"),
+            ]
+        )
+        mixing = None
+        if settings.mixing != "none":
+            mixing = Mixing(settings.mixing, alpha=settings.mixing_alpha, seed=0)
+        trainer = Trainer(network, make_augmentation(settings.augmentation, seed=0), mixing)
+        phase = Phase("from_scratch", 1, 0.1)
+        _compile(trainer, settings, phase, steps=3)
+        dataset = make_dataset(*random_images(24, 1), batch_size=8)
+        row = _fit_epoch(trainer, dataset, dataset, 0, phase, np.inf, 0)
+        return trainer, row
+
+    @pytest.mark.parametrize(
+        "switch",
+        [
+            {"label_smoothing": 0.1},
+            {"focal_gamma": 2.0},
+            {"weight_decay": 0.5},
+            {"mixing": "mixup"},
+            {"mixing": "cutmix", "mixing_alpha": 1.0},
+            {"augmentation": "none"},
+        ],
+    )
+    def test_each_changes_the_training(self, switch):
+        plain, changed = self.step()[1], self.step(**switch)[1]
+        assert np.isfinite([changed["loss"], changed["val_loss"]]).all()
+        assert changed["loss"] != plain["loss"]
+
+    def test_focal_loss_without_focus_is_cross_entropy(self):
+        assert self.step(focal_gamma=1e-9)[1]["loss"] == pytest.approx(self.step()[1]["loss"])
+
+    def test_decay_is_kept_off_biases_and_norms(self):
+        trainer, _ = self.step(weight_decay=0.1)
+        kinds = {True: set(), False: set()}
+        for variable in trainer.trainable_variables:
+            kinds[trainer.optimizer._use_weight_decay(variable)].add(variable.name)
+        assert kinds == {True: {"kernel"}, False: {"bias", "gamma", "beta"}}
+
+
+def test_half_precision_trains_and_leaves_a_model_in_full_precision(sample, tmp_path):
+    settings = make_config(
+        "default",
+        image_size=(32, 48),
+        weights="none",
+        epochs=1,
+        limit=14,
+        precision="mixed_float16",
+        class_weights="none",
+        sampling="balanced",
+    )
+    run = workflow.train(sample, tmp_path / "run", settings)
+    assert np.isfinite(pd.read_csv(run / "history.csv")["val_loss"]).all()
+    model = Predictor.load(run).bundle.model
+    assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
+    assert "mixed_float16" in (run / "config.json").read_text()
+
+
+def test_a_deadline_in_the_past_stops_before_an_epoch(tmp_path):
+    with pytest.raises(TimeIsUpError):
+        train(tmp_path, config(), deadline=time.monotonic() - 1)
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_a_deadline_stops_within_an_epoch_and_nothing_is_lost(tmp_path):
+    """A clock that jumps: the deadline comes after some steps of the second epoch."""
+    settings = config(epochs=3, deterministic=True)
+    _, expected = train(tmp_path / "a", settings)
+
+    class Late(float):
+        asked = 0
+
+        def __lt__(self, now):  # asked before each epoch and after each step
+            Late.asked += 1
+            return Late.asked > 6
+
+    with pytest.raises(TimeIsUpError):
+        train(tmp_path / "b", settings, deadline=Late("inf"))
+    assert len(pd.read_csv(tmp_path / "b" / "history.csv")) == 1
+    _, resumed = train(tmp_path / "b", settings)
+    pd.testing.assert_frame_equal(without_time(resumed), without_time(expected))
 
 
 def test_a_loss_that_is_no_number_stops_with_an_error(tmp_path):
@@ -169,7 +346,6 @@ def test_a_loss_that_is_no_number_stops_with_an_error(tmp_path):
             train=random_images(8, 1),
             validation=random_images(8, 2),
             run=tmp_path,
-            verbose=0,
         )
 
 

@@ -1,0 +1,171 @@
+import os
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skinlesion.cache import KEPT_DAYS, make_array, make_key
+from skinlesion.errors import InputError
+from skinlesion.input_pipeline import load_images, make_dataset
+
+
+def make(folder, key="a" * 64, *, budget=0, made=None):
+    def chunks():
+        for start in (0, 2):
+            if made is not None:
+                made.append(start)
+            yield np.arange(start, start + 2, dtype=np.uint8)[:, None] * np.ones(3, np.uint8)
+
+    return make_array((4, 3), np.uint8, chunks(), key=key, folder=folder, budget=budget)
+
+
+def test_what_fits_is_kept_in_memory(tmp_path):
+    array = make(tmp_path, budget=12)
+    assert array[:, 0].tolist() == [0, 1, 2, 3]
+    assert not isinstance(array, np.memmap)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_is_a_file_that_is_used_again(tmp_path):
+    made = []
+    for _ in range(2):
+        array = make(tmp_path, made=made)
+        assert isinstance(array, np.memmap)
+        assert array[:, 2].tolist() == [0, 1, 2, 3]
+    assert made == [0, 2]
+
+
+@pytest.mark.parametrize("damage", ["cut off", "of something else", "empty"])
+def test_a_file_that_is_not_whole_or_foreign_is_made_again(tmp_path, damage):
+    make(tmp_path)
+    (path,) = tmp_path.iterdir()
+    if damage == "cut off":
+        path.write_bytes(path.read_bytes()[:-70])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        make(tmp_path, key="b" * 64)
+        (tmp_path / f"{'b' * 64}.npy").replace(path)
+    made = []
+    assert make(tmp_path, made=made)[:, 0].tolist() == [0, 1, 2, 3]
+    assert made == [0, 2]
+
+
+def test_an_interruption_leaves_nothing(tmp_path):
+    def chunks():
+        yield np.zeros((1, 3), np.uint8)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_array((4, 3), np.uint8, chunks(), key="a" * 64, folder=tmp_path, budget=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_nobody_used_for_long_are_deleted(tmp_path):
+    make(tmp_path)
+    (path,) = tmp_path.iterdir()
+    long_ago = time.time() - (KEPT_DAYS + 1) * 24 * 3600
+    os.utime(path, (long_ago, long_ago))
+    make(tmp_path, key="b" * 64)
+    assert [p.name[0] for p in tmp_path.iterdir()] == ["b"]
+
+
+def test_keys_differ_where_parts_differ():
+    keys = {make_key(*parts) for parts in (["ab"], ["a", "b"], ["b", "a"], [b"ab", ""])}
+    assert len(keys) == 4
+    assert make_key(np.arange(3)) != make_key(np.arange(4))
+
+
+class TestImages:
+    @pytest.fixture
+    def paths(self, flat_data):
+        return sorted(flat_data.rglob("*.jpg"))
+
+    def load(self, paths, cache, size=(8, 12)):
+        return load_images(paths, image_size=size, cache=cache, budget=0)
+
+    def test_the_file_holds_the_pixels(self, paths, tmp_path):
+        cached = self.load(paths, tmp_path / "cache")
+        assert (cached == load_images(paths, image_size=(8, 12))).all()
+
+    def test_it_is_made_again_when_an_image_or_the_size_changes(self, paths, tmp_path):
+        cache = tmp_path / "cache"
+        self.load(paths, cache)
+        Image.new("RGB", (20, 15), "red").save(paths[3], quality=40)
+        again = self.load(paths, cache)
+        assert again[3, 0, 0, 0] > 200
+        self.load(paths, cache, size=(8, 8))
+        assert len(list(cache.iterdir())) == 3
+
+    def test_a_damaged_image_leaves_no_file(self, paths, tmp_path):
+        paths[3].write_bytes(b"no")
+        with pytest.raises(InputError, match=f"{paths[3].name}: cannot be read as an image"):
+            self.load(paths, tmp_path / "cache")
+        assert not list((tmp_path / "cache").iterdir())
+
+    def test_batches_come_from_the_file(self, paths, tmp_path):
+        cached = self.load(paths, tmp_path / "cache")
+        batches = make_dataset(cached, np.zeros(98, int), batch_size=40, order=np.arange(98)[::-1])
+        seen = np.concatenate([x for x, _, _ in batches.as_numpy_iterator()])
+        assert (seen == cached[::-1]).all()
+
+
+def test_a_full_disk_is_an_input_error_and_leaves_nothing(tmp_path):
+    """The limit of the size of files stands for the end of the disk."""
+    code = f"""
+import numpy as np
+from pathlib import Path
+from skinlesion.cache import make_array
+chunks = (np.zeros((1, 1000), np.uint8) for _ in range(1000))
+make_array((1000, 1000), np.uint8, chunks, key="a" * 64, folder=Path({str(tmp_path)!r}), budget=0)
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        check=False,
+    )
+    assert "InputError" in process.stderr
+    assert "cannot be written (File too large); make room there" in process.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def anonymous_memory_of(paths, cache):
+    """Most anonymous memory, in kB, of a process that decodes images and goes through them."""
+    code = f"""
+import sys, numpy as np
+from pathlib import Path
+from skinlesion.input_pipeline import draw_order, load_images, make_dataset
+
+def anonymous():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0])
+
+paths = Path(sys.argv[1]).read_text().split()
+most = 0
+images = load_images(paths, image_size=(64, 64), cache=Path({str(cache)!r}), budget=0)
+labels = np.arange(len(paths)) % 7
+for epoch in range(2):
+    order = draw_order(labels, "natural", seed=0, epoch=epoch)
+    for batch in make_dataset(images, labels, batch_size=32, order=order):
+        most = max(most, anonymous())
+print(most)
+"""
+    listed = cache.with_suffix(".txt")
+    listed.write_text("\n".join(map(str, paths)))
+    command = [sys.executable, "-c", code, str(listed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_number_of_images(sample, tmp_path):
+    paths = sorted(sample.rglob("*.jpg"))
+    few = anonymous_memory_of((paths * 24)[:2000], tmp_path / "few")
+    many = anonymous_memory_of((paths * 240)[:20000], tmp_path / "many")
+    assert many < 1.1 * few

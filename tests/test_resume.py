@@ -1,0 +1,203 @@
+"""Runs that are killed, stopped or run out of room, and go on: real processes."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import keras
+import pandas as pd
+import pytest
+
+from skinlesion import workflow
+from skinlesion.config import make_config
+from skinlesion.errors import InputError
+from skinlesion.predictor import Predictor
+
+TIMES = ["seconds", "images_per_second"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Weights for the stages up to `conv4`, so that there are frozen layers."""
+    path = tmp_path_factory.mktemp("weights") / "partial.h5"
+    keras.utils.set_random_seed(0)
+    backbone = keras.applications.ResNet50(weights=None, include_top=False)
+    layers = [x for x in backbone.layers if x.weights and not x.name.startswith("conv5")]
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [layer.name.encode() for layer in layers]
+        for layer in layers:
+            group = file.create_group(layer.name)
+            names = [variable.name.encode() for variable in layer.weights]
+            group.attrs["weight_names"] = names
+            for name, value in zip(names, layer.get_weights(), strict=True):
+                group[name] = value
+    return path
+
+
+@pytest.fixture(scope="module")
+def arguments(sample, weights):
+    """Both phases, two epochs each, with all that is random switched on."""
+    settings = ["frozen_share=0.5", "schedule=cosine", "mixing=mixup", "class_weights=none"]
+    command = [sys.executable, "-m", "skinlesion", "train", "--data", str(sample)]
+    command += ["--weights", str(weights), "--image-size", "32", "32", "--limit", "32"]
+    command += ["--epochs", "4", "--batch-size", "8", "--deterministic"]
+    return command + [part for setting in settings for part in ("--set", setting)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(arguments, tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole") / "run"
+    subprocess.run([*arguments, "--run", str(run)], capture_output=True, check=True)
+    return run
+
+
+def history(run):
+    return pd.read_csv(run / "history.csv").drop(columns=TIMES)
+
+
+def kill_after(command, line):
+    """Start a process, and kill it without warning when it has printed a line."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    seen = []
+    for said in process.stdout:
+        seen.append(said)
+        if line in said:
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    process.stdout.close()
+    assert process.wait() == -signal.SIGKILL, "".join(seen)
+
+
+def test_a_run_killed_twice_ends_as_one_that_was_not(arguments, uninterrupted, tmp_path):
+    run = tmp_path / "run"
+    command = [*arguments, "--run", str(run)]
+    kill_after(command, "epoch 1 of 4")
+    assert len(history(run)) == 1
+    # Left by a process that died while it wrote.
+    (run / "checkpoints" / ".epoch-0002.part").mkdir()
+    (run / "checkpoints" / ".epoch-0002.part" / "model.weights.h5").write_text("half")
+    kill_after(command, "epoch 3 of 4")
+    # The run alone says what to go on with.
+    alone = [*command[:4], "--data", command[5], "--run", str(run)]
+    done = subprocess.run(alone, capture_output=True, text=True, check=True)
+    assert "going on after epoch 3" in done.stdout
+    assert "epoch 3 of 4" not in done.stdout
+    pd.testing.assert_frame_equal(history(run), history(uninterrupted))
+    name = "predictions_validation.csv"
+    assert (run / name).read_text() == (uninterrupted / name).read_text()
+    assert not (run / "checkpoints").exists()
+    again = subprocess.run(alone, capture_output=True, text=True, check=True)
+    assert "finished already" in again.stdout
+
+
+def test_a_run_killed_before_its_first_epoch_starts_again(arguments, uninterrupted, tmp_path):
+    run = tmp_path / "run"
+    command = [*arguments, "--run", str(run)]
+    kill_after(command, "computing the output of the frozen stages")
+    subprocess.run(command, capture_output=True, check=True)
+    pd.testing.assert_frame_equal(history(run), history(uninterrupted))
+
+
+@pytest.fixture
+def begun(sample, tmp_path):
+    """A run that stopped at its time limit, before the first epoch, and its settings."""
+    config = make_config("default", image_size=(32, 32), weights="none", epochs=1, limit=14)
+    run = workflow.train(sample, tmp_path / "begun", config, time_limit=1e-9)
+    return run, config
+
+
+def test_a_time_limit_stops_and_the_same_call_goes_on(begun, sample, capsys):
+    run, config = begun
+    assert "stopped before the time limit" in capsys.readouterr().out
+    assert not (run / "model").exists()
+    workflow.train(sample, run, config)
+    assert Predictor.load(run).bundle.info.synthetic
+    assert (run / "learning_curves.png").is_file()
+
+
+def test_other_settings_are_refused_with_the_difference(begun, sample):
+    run, _ = begun
+    other = make_config("default", image_size=(32, 32), weights="none", epochs=9, limit=14)
+    with pytest.raises(InputError, match=r"begun with other settings \(epochs: 9 instead of 1"):
+        workflow.train(sample, run, other)
+
+
+def test_another_split_is_refused(begun, sample, tmp_path):
+    run, config = begun
+    workflow.split(sample, tmp_path / "other.csv", seed=3)
+    with pytest.raises(InputError, match="begun with another split"):
+        workflow.train(sample, run, config, splits=tmp_path / "other.csv")
+
+
+def test_other_weights_are_refused(begun, sample, weights):
+    run, config = begun
+    described = (run / "config.json").read_text()
+    (run / "config.json").write_text(described.replace('"loaded_layers": 0', '"loaded_layers": 86'))
+    with pytest.raises(InputError, match="begun with 86 pretrained layers, and now 0"):
+        workflow.train(sample, run, config)
+
+
+def test_no_room_for_a_checkpoint_loses_nothing(arguments, uninterrupted, tmp_path):
+    """The limit of the size of files stands for the end of the disk."""
+    run = tmp_path / "run"
+    command = [*arguments, "--run", str(run)]
+
+    def little_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))
+
+    failed = subprocess.run(
+        command, capture_output=True, text=True, preexec_fn=little_room, check=False
+    )
+    assert failed.returncode == 2
+    assert failed.stderr.splitlines()[-1].startswith("error: ")
+    assert "epoch-0001: cannot be written" in failed.stderr
+    assert not list((run / "checkpoints").iterdir())
+    subprocess.run(command, capture_output=True, check=True)
+    pd.testing.assert_frame_equal(history(run), history(uninterrupted))
+
+
+STRATEGY = """
+import sys, numpy as np, pandas as pd, tensorflow as tf
+from pathlib import Path
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"][: int(sys.argv[1])])
+assert strategy.num_replicas_in_sync == int(sys.argv[1])
+import keras
+from skinlesion.config import make_config
+from skinlesion.model import LoadedWeights, build_model
+from skinlesion.training import fit, seed_everything
+config = make_config("default", image_size=(32, 32), weights="none", batch_size=8, epochs=2,
+    augmentation="none", frozen_share=0.5, head_learning_rate=1e-5, learning_rate=1e-5,
+    deterministic=True)
+seed_everything(config)
+with strategy.scope():
+    model, _ = build_model(image_size=(32, 32), weights="none", head="pooled")
+model.get_layer("head_dropout").rate = 0
+loaded = LoadedWeights("test", frozenset({"conv1_conv"}), 106)
+rng = np.random.default_rng(0)
+def images(count):
+    return rng.integers(0, 256, (count, 32, 32, 3), np.uint8), np.arange(count) % 7
+# Neither number can be divided by the batch: the last batches are uneven.
+fit(model, loaded, config, train=images(27), validation=images(13), run=Path(sys.argv[2]))
+"""
+
+
+def test_two_devices_train_as_one(tmp_path):
+    found = []
+    for devices in (1, 2):
+        run = tmp_path / str(devices)
+        command = [sys.executable, "-c", STRATEGY, str(devices), str(run)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(history(Path(run)))
+    assert found[0]["phase"].tolist() == ["frozen", "fine_tuning"]
+    for column in ("loss", "val_loss"):
+        assert found[1][column].to_numpy() == pytest.approx(found[0][column].to_numpy(), rel=2e-3)
