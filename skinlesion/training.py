@@ -153,7 +153,7 @@ def fit(
             checkpoints.restore_model(model, len(rows) if done else find_best(rows) + 1)
         _set_trainable(model, loaded, config, phase)
         trainer, images = _make_trainer(model, config, phase, (train[0], validation[0]), cache)
-        _compile(trainer, config, phase, steps=math.ceil(len(train[1]) / config.batch_size))
+        compile_trainer(trainer, config, phase, steps=math.ceil(len(train[1]) / config.batch_size))
         if done:
             checkpoints.restore_optimizer(trainer.optimizer, len(rows))
         validation_set = make_dataset(
@@ -213,6 +213,26 @@ class Trainer(keras.Model):
         if self.mixing is not None:
             images, labels = self.mixing(images, labels)
         return super().train_step((images, labels, weights))
+
+
+def compile_trainer(trainer: Trainer, config: Config, phase: Phase, *, steps: int) -> None:
+    """Give a trainer its loss and its optimizer for a phase of `steps` steps an epoch."""
+    with trainer.distribute_strategy.scope():
+        rate = _learning_rate(config, phase, steps)
+        if config.weight_decay:
+            optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
+            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        else:
+            optimizer = keras.optimizers.Adam(rate)
+        smoothing = config.label_smoothing
+        if config.focal_gamma:
+            loss = keras.losses.CategoricalFocalCrossentropy(
+                alpha=1.0, gamma=config.focal_gamma, label_smoothing=smoothing
+            )
+        else:
+            loss = keras.losses.CategoricalCrossentropy(label_smoothing=smoothing)
+        trainer.compile(optimizer, loss, metrics=["accuracy"], weighted_metrics=[])
+        trainer.optimizer.build(trainer.trainable_variables)
 
 
 def plateau_rate(done: list[Row], rate: float, config: Config) -> float:
@@ -302,25 +322,6 @@ def _compute_features(
     key = make_key(images, *lower.get_weights()) if cache else ""
     shape = (len(images), *lower.output_shape[1:])
     return make_array(shape, np.float16, chunks(), key=key, folder=cache)
-
-
-def _compile(trainer: Trainer, config: Config, phase: Phase, *, steps: int) -> None:
-    with trainer.distribute_strategy.scope():
-        rate = _learning_rate(config, phase, steps)
-        if config.weight_decay:
-            optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
-            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-        else:
-            optimizer = keras.optimizers.Adam(rate)
-        smoothing = config.label_smoothing
-        if config.focal_gamma:
-            loss = keras.losses.CategoricalFocalCrossentropy(
-                alpha=1.0, gamma=config.focal_gamma, label_smoothing=smoothing
-            )
-        else:
-            loss = keras.losses.CategoricalCrossentropy(label_smoothing=smoothing)
-        trainer.compile(optimizer, loss, metrics=["accuracy"], weighted_metrics=[])
-        trainer.optimizer.build(trainer.trainable_variables)
 
 
 def _learning_rate(config: Config, phase: Phase, steps: int) -> Any:

@@ -22,9 +22,9 @@ from skinlesion.training import (
     Phase,
     TimeIsUpError,
     Trainer,
-    _compile,
     _fit_epoch,
     balanced_class_weights,
+    compile_trainer,
     fit,
     plan_phases,
     plateau_rate,
@@ -259,7 +259,7 @@ class TestSwitches:
             mixing = Mixing(settings.mixing, alpha=settings.mixing_alpha, seed=0)
         trainer = Trainer(network, make_augmentation(settings.augmentation, seed=0), mixing)
         phase = Phase("from_scratch", 1, 0.1)
-        _compile(trainer, settings, phase, steps=3)
+        compile_trainer(trainer, settings, phase, steps=3)
         dataset = make_dataset(*random_images(24, 1), batch_size=8)
         row = _fit_epoch(trainer, dataset, dataset, 0, phase, np.inf, 0)
         return trainer, row
