@@ -144,6 +144,7 @@ def fit(
     if rows:
         say(f"train: going on after epoch {len(rows)}")
     weights = balanced_class_weights(train[1]) if config.class_weights == "balanced" else None
+    replicas = model.distribute_strategy.num_replicas_in_sync
     writer = tf.summary.create_file_writer(str(run / "tensorboard"))
     for phase in plan_phases(config, loaded):
         done = _rows_of(rows, phase)
@@ -157,12 +158,18 @@ def fit(
         if done:
             checkpoints.restore_optimizer(trainer.optimizer, len(rows))
         validation_set = make_dataset(
-            images[1], validation[1], batch_size=config.batch_size, class_weights=weights
+            images[1],
+            validation[1],
+            batch_size=config.batch_size,
+            class_weights=weights,
+            order=_cut(np.arange(len(validation[1])), replicas),
         )
         while not _is_over(done, phase, config):
             _require_time(rows, phase, deadline)
             epoch = len(rows)
-            order = draw_order(train[1], config.sampling, seed=config.seed, epoch=epoch)
+            order = _cut(
+                draw_order(train[1], config.sampling, seed=config.seed, epoch=epoch), replicas
+            )
             train_set = make_dataset(
                 images[0],
                 train[1],
@@ -264,6 +271,11 @@ def _is_over(done: list[Row], phase: Phase, config: Config) -> bool:
     if len(done) == phase.epochs:
         return True
     return bool(done) and len(done) - 1 - find_best(done) >= config.early_stopping_patience
+
+
+def _cut(order: np.ndarray, replicas: int) -> np.ndarray:
+    """As many images for each GPU: one that had none in the last batch would answer with NaN."""
+    return order[: len(order) // replicas * replicas]
 
 
 def _set_trainable(model: keras.Model, loaded: LoadedWeights, config: Config, phase: Phase) -> None:
