@@ -31,6 +31,7 @@ ORDER = [
     "explanation",
     "plots",
     "bundle",
+    "exports",
     "predictor",
     "report",
     "runs",
