@@ -13,6 +13,7 @@ from skinlesion.errors import InputError
 from skinlesion.exports import FORMS, export, generate_images
 from skinlesion.labels import CLASS_CODES, DISCLAIMER
 from skinlesion.model import build_model
+from skinlesion.predictor import Predictor
 
 HEIGHT, WIDTH = 48, 32
 
@@ -152,3 +153,35 @@ def test_the_command(small, tmp_path, capsys):
     assert "not for clinical use" in said
     assert main([str(argument) for argument in arguments]) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+@needs("onnx")
+def test_the_onnx_engine_gives_the_probabilities_of_keras(pictures, tmp_path, capsys):
+    run = save_small(tmp_path / "model")
+    expected = Predictor.load(run).predict_probabilities(pictures, tta=True)
+    for _ in range(2):
+        predictor = Predictor.load(run, engine="onnx")
+        y_prob = predictor.predict_probabilities(pictures, tta=True)
+        assert y_prob.dtype == np.float32
+        assert np.allclose(y_prob, expected, atol=1e-4)
+    assert capsys.readouterr().out.count("export: making") == 1
+    alone = predictor.predict(pictures[2])
+    assert list(alone.probabilities.values()) == pytest.approx(
+        Predictor.load(run).predict_probabilities([pictures[2]])[0], abs=1e-4
+    )
+
+
+@needs("onnx")
+def test_the_onnx_engine_notices_another_model(pictures, tmp_path):
+    run, other = save_small(tmp_path / "model"), save_small(tmp_path / "other")
+    Predictor.load(run, engine="onnx")
+    (run / exports.ONNX_NAME).rename(other / exports.ONNX_NAME)
+    expected = Predictor.load(other).predict_probabilities(pictures)
+    y_prob = Predictor.load(other, engine="onnx").predict_probabilities(pictures)
+    assert np.allclose(y_prob, expected, atol=1e-4)
+
+
+def test_the_onnx_engine_without_onnx_runtime_is_one_line(small, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"ONNX Runtime needs onnxruntime, not installed here"):
+        Predictor.load(small, engine="onnx")
