@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
 from skinlesion.errors import InputError
 from skinlesion.labels import CLASS_NAMES, DISCLAIMER, SYNTHETIC_NOTE
@@ -130,6 +131,9 @@ def serve(
 ) -> None:
     """Show a run's model until interrupted. Arguments and errors: `launch`."""
     print(f"demo: loading {run}", flush=True)
-    app = launch(Predictor.load(run), host=host, port=port, share=share, auth=auth)
+    predictor = Predictor.load(run)
+    # The first prediction compiles the network: better now than while somebody waits for it.
+    predictor.predict_images(np.zeros((1, *predictor.bundle.info.image_size, 3), np.uint8))
+    app = launch(predictor, host=host, port=port, share=share, auth=auth)
     print("demo: stop it with Ctrl-C", flush=True)
     app.block_thread()

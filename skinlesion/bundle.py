@@ -104,6 +104,11 @@ def find_bundle(run: Path) -> Path:
     )
 
 
+def compute_digest(run: Path) -> str:
+    """SHA-256 of the network of a run directory or bundle: tells one trained model from another."""
+    return _sha256(find_bundle(run) / MODEL_NAME)
+
+
 def _read_sums(path: Path) -> dict[str, str]:
     """File name to SHA-256."""
     try:

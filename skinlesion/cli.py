@@ -83,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_score(commands)
     _add_compare(commands)
     _add_predict(commands)
+    _add_export(commands)
     _add_demo(commands)
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -320,6 +321,39 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
     _add_run(parser, "run directory or bundle")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image file or folder")
     parser.add_argument("--out", type=Path, required=True, metavar="CSV", help="file to write")
+    parser.set_defaults(run_command=run)
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    def run(arguments: argparse.Namespace) -> None:
+        from skinlesion.exports import export
+
+        export(arguments.run, arguments.format, arguments.out, images=arguments.images)
+        print(DISCLAIMER)
+
+    parser = commands.add_parser(
+        "export",
+        help="write the model as ONNX, LiteRT or SavedModel",
+        description="Write the model in another form, kept only where its probabilities equal "
+        "those of Keras. Beside it, OUT.json says what goes in and what comes out.",
+    )
+    _add_run(parser, "run directory or bundle")
+    parser.add_argument("--format", choices=["onnx", "litert", "saved_model"], required=True)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="file to make (.onnx, .tflite), with saved_model a folder",
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="images to compare on (default: generated ones)",
+    )
     parser.set_defaults(run_command=run)
 
 

@@ -35,6 +35,7 @@ ORDER = [
     "explanation",
     "plots",
     "bundle",
+    "exports",
     "predictor",
     "report",
     "runs",

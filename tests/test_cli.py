@@ -20,6 +20,7 @@ COMMANDS = [
     "score",
     "compare",
     "predict",
+    "export",
     "demo",
 ]
 

@@ -1,0 +1,187 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skinlesion import exports
+from skinlesion.bundle import Bundle, BundleInfo, load_bundle, save_bundle
+from skinlesion.cli import main
+from skinlesion.errors import InputError
+from skinlesion.exports import FORMS, export, generate_images
+from skinlesion.labels import CLASS_CODES, DISCLAIMER
+from skinlesion.model import build_model
+from skinlesion.predictor import Predictor
+
+HEIGHT, WIDTH = 48, 32
+
+
+def has(kind: str) -> bool:
+    return all(importlib.util.find_spec(name) for name in FORMS[kind].libraries)
+
+
+def needs(kind: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(
+        not has(kind), reason=f"{', '.join(FORMS[kind].libraries)} not installed: extra export"
+    )
+
+
+EVERY_FORM = [
+    pytest.param(kind, f"small{form.ending}", marks=needs(kind)) for kind, form in FORMS.items()
+]
+
+
+def save_small(folder: Path, *, preprocessing: str = "imagenet") -> Path:
+    """A bundle of a network that is small and not trained."""
+    model, _ = build_model(
+        image_size=(HEIGHT, WIDTH),
+        weights="none",
+        preprocessing=preprocessing,
+        head="pooled",
+        top_stage="conv2",
+    )
+    info = BundleInfo(CLASS_CODES, (HEIGHT, WIDTH), "bilinear", "default", synthetic=True)
+    return save_bundle(Bundle(model, info), folder)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return save_small(tmp_path_factory.mktemp("bundle") / "model")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    paths = [tmp_path / f"{number}.png" for number in range(5)]
+    for path, pixels in zip(paths, generate_images((60, 80))[3:], strict=False):
+        Image.fromarray(pixels).save(path)
+    return paths
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY_FORM)
+def test_every_form_gives_the_probabilities_of_keras(kind, name, small, pictures, tmp_path):
+    out = tmp_path / "new" / name
+    assert export(small, kind, out, images=pictures) <= exports.TOLERANCE
+    assert leftovers(out.parent) == [name, f"{name}.json"]
+    network = FORMS[kind].open(out)
+    pixels = generate_images((HEIGHT, WIDTH)).astype("float32")
+    expected = load_bundle(small).model.predict_on_batch(pixels)
+    assert np.ptp(expected, axis=0).max() > 0.1  # the images are told apart
+    for count in (1, 10, 2):
+        assert np.allclose(network(pixels[:count]), expected[:count], atol=1e-4)
+    facts = json.loads((out.parent / f"{name}.json").read_text())
+    assert facts["labels"] == list(CLASS_CODES)
+    assert facts["note"] == DISCLAIMER
+    assert facts["largest_difference"] <= 1e-4
+
+
+@needs("onnx")
+@pytest.mark.parametrize("preprocessing", ["imagenet", "divide_by_255"])
+def test_an_onnx_file_says_itself_what_it_is(preprocessing, tmp_path):
+    import onnxruntime
+
+    bundle = save_small(tmp_path / "model", preprocessing=preprocessing)
+    export(bundle, "onnx", tmp_path / "small.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "small.onnx")
+    (taken,) = session.get_inputs()
+    assert (taken.name, taken.type) == ("image", "tensor(float)")
+    assert taken.shape == ["n", HEIGHT, WIDTH, 3]
+    facts = session.get_modelmeta().custom_metadata_map
+    assert facts["labels"] == ",".join(CLASS_CODES)
+    assert facts["note"] == DISCLAIMER
+
+
+@pytest.mark.parametrize("y_prob", [0.0, np.nan])
+def test_other_probabilities_are_refused_and_nothing_is_left(y_prob, small, tmp_path, monkeypatch):
+    other = exports._Form(
+        "tf_saved_model", "", (), lambda _: lambda x: np.full((len(x), 7), y_prob)
+    )
+    monkeypatch.setitem(FORMS, "saved_model", other)
+    with pytest.raises(InputError, match="not written: its probabilities would differ from those"):
+        export(small, "saved_model", tmp_path / "out")
+    assert leftovers(tmp_path) == []
+
+
+def test_what_is_there_is_not_overwritten(small, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("")
+    with pytest.raises(InputError, match="out: is there already; delete it"):
+        export(small, "saved_model", tmp_path / "out")
+    assert leftovers(tmp_path / "out") == ["mine"]
+
+
+@pytest.mark.parametrize("kind", ["onnx", "litert"])
+def test_a_missing_library_is_one_line(kind, small, tmp_path, monkeypatch):
+    name = FORMS[kind].libraries[0]
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda asked: None if asked == name else object()
+    )
+    with pytest.raises(InputError, match=rf'{kind} needs {name}, .*pip install "\.\[export\]"'):
+        export(small, kind, tmp_path / "out")
+
+
+@needs("litert")
+def test_a_wrong_ending_is_refused(small, tmp_path):
+    with pytest.raises(InputError, match=r"must end in \.tflite"):
+        export(small, "litert", tmp_path / "out.onnx")
+
+
+def test_a_place_that_cannot_be_written_is_named(small, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        export(small, "saved_model", tmp_path / "file" / "out")
+
+
+def test_generated_images_cover_the_range_and_stay_the_same():
+    images = generate_images((20, 30))
+    assert images.shape == (10, 20, 30, 3)
+    assert (images.min(), images.max()) == (0, 255)
+    assert np.array_equal(images, generate_images((20, 30)))
+
+
+def test_the_command(small, tmp_path, capsys):
+    arguments = ["export", "--run", small, "--format", "saved_model", "--out", tmp_path / "out"]
+    assert main([str(argument) for argument in arguments]) == 0
+    said = capsys.readouterr().out
+    assert "differ from those of Keras by" in said
+    assert "generated images" in said
+    assert "not for clinical use" in said
+    assert main([str(argument) for argument in arguments]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+@needs("onnx")
+def test_the_onnx_engine_gives_the_probabilities_of_keras(pictures, tmp_path, capsys):
+    run = save_small(tmp_path / "model")
+    expected = Predictor.load(run).predict_probabilities(pictures, tta=True)
+    for _ in range(2):
+        predictor = Predictor.load(run, engine="onnx")
+        y_prob = predictor.predict_probabilities(pictures, tta=True)
+        assert y_prob.dtype == np.float32
+        assert np.allclose(y_prob, expected, atol=1e-4)
+    assert capsys.readouterr().out.count("export: making") == 1
+    alone = predictor.predict(pictures[2])
+    assert list(alone.probabilities.values()) == pytest.approx(
+        Predictor.load(run).predict_probabilities([pictures[2]])[0], abs=1e-4
+    )
+
+
+@needs("onnx")
+def test_the_onnx_engine_notices_another_model(pictures, tmp_path):
+    run, other = save_small(tmp_path / "model"), save_small(tmp_path / "other")
+    Predictor.load(run, engine="onnx")
+    (run / exports.ONNX_NAME).rename(other / exports.ONNX_NAME)
+    expected = Predictor.load(other).predict_probabilities(pictures)
+    y_prob = Predictor.load(other, engine="onnx").predict_probabilities(pictures)
+    assert np.allclose(y_prob, expected, atol=1e-4)
+
+
+def test_the_onnx_engine_without_onnx_runtime_is_one_line(small, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"ONNX Runtime needs onnxruntime, not installed here"):
+        Predictor.load(small, engine="onnx")
