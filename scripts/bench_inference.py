@@ -12,11 +12,8 @@ least 2 (`predict_single`), 3 (`predict_single_exported`) and 1.5 (`predict_fold
 
 import argparse
 import os
-import platform
 import tempfile
-import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -24,13 +21,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import pandas as pd
-import tensorflow as tf
+from benchmark import measure, report
 from PIL import Image
 
 from skinlesion.bundle import Bundle, BundleInfo, save_bundle
 from skinlesion.errors import InputError
 from skinlesion.exports import open_onnx
-from skinlesion.files import write_json
 from skinlesion.labels import CLASS_CODES
 from skinlesion.model import build_model
 from skinlesion.predictor import Predictor
@@ -111,52 +107,13 @@ def make_ways(paths: list[Path], size: int, work: Path) -> dict[str, Way]:
     return ways | our_ways(Predictor(bundle, network), paths, ", ONNX Runtime")
 
 
-def measure(ways: dict[str, Way], repeat: int) -> dict[str, np.ndarray]:
-    """Seconds of each way, float (repeat,); in turns, so that a busy machine is so for all."""
+def require_same_answers(ways: dict[str, Way]) -> None:
+    """Stop unless all ways give the probabilities of the original's."""
     answers = {name: way() for name, way in ways.items()}
     for name, answer in answers.items():
         first = answers["original " + ("single" if "single" in name else "folder")]
         if not np.allclose(answer, first, atol=1e-4):
             raise SystemExit(f"{name} does not give the probabilities of the original's way")
-    seconds = {name: np.empty(repeat) for name in ways}
-    for turn in range(repeat):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            seconds[name][turn] = time.perf_counter() - start
-    return seconds
-
-
-def summarize(seconds: dict[str, np.ndarray], images: int) -> dict[str, dict[str, float]]:
-    """Milliseconds an image of each way: median, and the quartiles around it."""
-    return {
-        name: dict(
-            zip(
-                ("median", "low", "high"),
-                np.quantile(1000 * values / (images if "folder" in name else 1), (0.5, 0.25, 0.75)),
-                strict=True,
-            )
-        )
-        for name, values in seconds.items()
-    }
-
-
-def describe_place() -> dict[str, object]:
-    """Where this was measured."""
-    names = ("tensorflow", "keras", "numpy", "pillow", "onnxruntime", "tf2onnx")
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = version(name)
-        except ImportError:
-            versions[name] = None
-    gpus = tf.config.list_physical_devices("GPU")
-    return {
-        "versions": versions | {"python": platform.python_version()},
-        "device": f"{platform.machine()}, {len(gpus)} GPUs",
-        "cores": len(os.sched_getaffinity(0)),
-        "load": os.getloadavg()[0],
-    }
 
 
 def main() -> None:
@@ -164,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON to write")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON to write")
     parser.add_argument("--images", type=Path, metavar="DIR", help="JPEG files (default: drawn)")
     parser.add_argument("--repeat", type=int, default=15, metavar="N", help="default: 15")
     parser.add_argument("--image-size", type=int, default=224, metavar="N", help="default: 224")
@@ -178,22 +135,26 @@ def main() -> None:
         paths = sorted(folder.glob("*.jpg"))
         if not paths:
             raise SystemExit(f"{folder}: no .jpg file in it")
-        place = describe_place()
         ways = make_ways(paths, arguments.image_size, Path(name))
-        milliseconds = summarize(measure(ways, arguments.repeat), len(paths))
+        require_same_answers(ways)
+        # Each way returns a row of probabilities for each image.
+        medians = measure(
+            {name: lambda way=way: len(way()) for name, way in ways.items()},
+            repeat=arguments.repeat,
+        )
     ratios = {
-        ratio: milliseconds[above]["median"] / milliseconds[below]["median"]
+        ratio: medians[above] / medians[below]
         for ratio, (above, below) in RATIOS.items()
-        if below in milliseconds
+        if below in medians
     }
-    print(pd.DataFrame(milliseconds).T.rename_axis("ms an image").round(1).to_string())
-    print(pd.Series(ratios, name="ratio").round(2).to_string())
-    setting = {
-        "images": len(paths),
-        "image_size": arguments.image_size,
-        "repeat": arguments.repeat,
-    }
-    write_json(arguments.out, {"ratios": ratios, "milliseconds": milliseconds} | setting | place)
+    report(
+        medians,
+        ratios,
+        item="image",
+        out=arguments.out,
+        images=len(paths),
+        image_size=arguments.image_size,
+    )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
 """What the benchmarks have in common: contestants take turns, medians are compared."""
 
+import contextlib
 import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("tensorflow", "keras", "numpy", "pillow")
+LIBRARIES = ("tensorflow", "keras", "numpy", "pillow", "onnxruntime")
 
 
 def measure(contestants: Mapping[str, Callable[[], int]], *, repeat: int) -> dict[str, float]:
@@ -51,7 +52,10 @@ def report(
         **facts: what else belongs to the result.
     """
     facts |= {"cores": os.cpu_count(), "python": platform.python_version()}
-    facts |= {name: version(name) for name in LIBRARIES}
+    facts |= {"load": round(os.getloadavg()[0], 1)}
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            facts[name] = version(name)
     for name, value in facts.items():
         print(f"{name:<30}{value}")
     for name, median in medians.items():

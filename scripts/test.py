@@ -18,7 +18,9 @@ def main() -> None:
     run(python, "-m", "ruff", "format", "--check", ".")
     run(python, "-m", "ruff", "check", ".")
     run(python, "-m", "mypy")
-    run(python, "-m", "pytest", *sys.argv[1:], TF_CPP_MIN_LOG_LEVEL="2")
+    # TensorFlow keeps half a gigabyte of each network that was trained: two processes, not more.
+    workers = ("--numprocesses=2", "--dist=loadfile")
+    run(python, "-m", "pytest", *workers, *sys.argv[1:], TF_CPP_MIN_LOG_LEVEL="2")
 
 
 if __name__ == "__main__":

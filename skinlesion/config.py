@@ -16,6 +16,7 @@ Head = Literal["pooled", "original"]
 Schedule = Literal["cosine", "plateau"]
 ClassWeights = Literal["balanced", "none"]
 Method = Literal["network", "regression"]
+HeadStart = Literal["random", "regression"]
 Sampling = Literal["natural", "balanced"]
 MixingKind = Literal["none", "mixup", "cutmix"]
 Precision = Literal["auto", "float32", "mixed_float16"]
@@ -57,9 +58,13 @@ class Config:
             pretrained and fits a logistic regression on its pooled features, chosen on validation
             (a linear probe: Alain and Bengio, arXiv:1610.01644). What describes epochs, rates and
             augmentation is then without effect.
-        top_stage: the last ResNet50 stage that is used, `conv2` to `conv5`.
+        top_stage: the last ResNet50 stage that is used, `conv2` to `conv5`; `pretrained`: the last
+            one for which there are pretrained weights (without any, `conv5`).
         head: `original` is the head of the original notebook, 24,801,223 parameters with the
             backbone at 224x224; `pooled` averages each feature map (He et al., arXiv:1512.03385).
+        head_start: `regression` starts the last layer as a logistic regression on the features of
+            the pretrained layers, as `method` does, before the first epoch (linear probing, then
+            fine-tuning: Kumar et al., arXiv:2202.10054); without pretrained weights it is left out.
         augmentation: which random transforms training images go through.
         batch_size: images in a training step.
         epochs: all epochs together.
@@ -109,6 +114,7 @@ class Config:
     method: Method = "network"
     top_stage: str = "conv5"
     head: Head
+    head_start: HeadStart = "random"
     augmentation: Augmentation
     batch_size: int = 32
     epochs: int
@@ -187,16 +193,13 @@ class Config:
             "between 0 and 1",
             self.batch_norm_momentum,
         )
+        tops = (*STAGES[1:], "pretrained")
+        _require(self.top_stage in tops, "top_stage", f"one of {', '.join(tops)}", self.top_stage)
+        regression = "regression" in (self.method, self.head_start)
         _require(
-            self.top_stage in STAGES[1:],
-            "top_stage",
-            f"one of {', '.join(STAGES[1:])}",
-            self.top_stage,
-        )
-        _require(
-            self.method == "network" or self.head == "pooled",
+            not regression or self.head == "pooled",
             "head",
-            "pooled for the method regression, which is fitted on pooled features",
+            "pooled for a regression, which is fitted on pooled features",
             self.head,
         )
         _require(

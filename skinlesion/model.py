@@ -85,7 +85,8 @@ def build_model(
             layers of the backbone or for some, which are found by name.
         preprocessing: `imagenet` or, as the original did, `divide_by_255`; part of the model.
         head: `original` or `pooled`; see `head_layers`.
-        top_stage: the last stage of ResNet50 that is used, `conv2` to `conv5`.
+        top_stage: the last stage of ResNet50 that is used, `conv2` to `conv5`, or `pretrained`: the
+            last one for which weights were loaded, or `conv5` where none were.
         batch_norm_momentum: of BatchNorm layers without pretrained weights. Keras' default of
             0.99 needs hundreds of steps until the moving statistics can be used.
         precision: the dtype policy of all layers but the last: `float32` or `mixed_float16`.
@@ -199,14 +200,19 @@ def build_backbone(
     backbone = keras.applications.ResNet50(
         include_top=False, weights=None, input_shape=(*image_size, 3), name=BACKBONE_NAME
     )
+    path = None
+    if weights != "none":
+        path = _download_imagenet() if weights == "imagenet" else Path(weights)
+    in_file = _layers_in(path) if path else set()
+    if top_stage == "pretrained":
+        top_stage = _last_stage(backbone, in_file)
     if top_stage != STAGES[-1]:
         output = backbone.get_layer(STAGE_OUTPUTS[top_stage]).output
         backbone = keras.Model(backbone.input, output, name=BACKBONE_NAME)
     ours = {layer.name for layer in backbone.layers if layer.weights}
-    if weights == "none":
+    if path is None:
         return backbone, LoadedWeights("none", frozenset(), len(ours))
-    path = _download_imagenet() if weights == "imagenet" else Path(weights)
-    names = _layers_in(path) & ours
+    names = in_file & ours
     if not names:
         raise InputError(f"{path}: holds no layer of Keras' ResNet50; nothing was loaded")
     try:
@@ -215,6 +221,24 @@ def build_backbone(
     except ValueError as error:
         raise InputError(f"{path}: does not fit Keras' ResNet50 ({error})") from error
     return backbone, LoadedWeights(weights, frozenset(names), len(ours))
+
+
+def _last_stage(backbone: keras.Model, names: set[str]) -> str:
+    """The last stage up to which all layers are among `names`, or `conv5` where not even one is."""
+    found, names_below = STAGES[-1], [layer.name for layer in backbone.layers if layer.weights]
+    for stage in STAGES[1:]:
+        needed = {
+            name for name in names_below if name.startswith(STAGES[: STAGES.index(stage) + 1])
+        }
+        if needed <= names:
+            found = stage
+    return found
+
+
+def top_stage_of(model: keras.Model) -> str:
+    """The last ResNet50 stage of a classifier."""
+    output = model.get_layer(BACKBONE_NAME).layers[-1].name
+    return next(stage for stage, name in STAGE_OUTPUTS.items() if name == output)
 
 
 def compute_features(

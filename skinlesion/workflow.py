@@ -285,6 +285,7 @@ def train(
         say(SYNTHETIC_NOTE)
 
     from skinlesion import devices, training
+    from skinlesion.checkpoints import Checkpoints
     from skinlesion.regression import fit_regression
 
     training.seed_everything(config)
@@ -324,9 +325,13 @@ def train(
     train_set, validation_set = (
         (decoded[name], rows[name]["label"].to_numpy()) for name in ("train", "validation")
     )
-    if config.method == "regression":
+    # A run that goes on finds the head in its checkpoint.
+    new = not Checkpoints(run / "checkpoints").read_history()
+    if config.method == "regression" or (
+        config.head_start == "regression" and new and loaded.layers
+    ):
         fit_regression(model, config, train=train_set, validation=validation_set, run=run)
-    else:
+    if config.method == "network":
         try:
             training.fit(
                 model,
@@ -377,6 +382,7 @@ def _finish(
     """Predict the validation images, calibrate on them, and write the bundle."""
     from skinlesion.bundle import Bundle, BundleInfo, save_bundle
     from skinlesion.checkpoints import Checkpoints
+    from skinlesion.model import top_stage_of
     from skinlesion.predictor import Predictor
 
     info = BundleInfo(
@@ -387,7 +393,8 @@ def _finish(
         synthetic=synthetic,
     )
     # For one device and in full precision, however it was trained.
-    plain, _ = _build_model(dataclasses.replace(config, weights="none"), "float32")
+    settings = dataclasses.replace(config, weights="none", top_stage=top_stage_of(model))
+    plain, _ = _build_model(settings, "float32")
     plain.set_weights(model.get_weights())
     # From the images decoded for training: the same pixels as from their files.
     y_prob = Predictor(Bundle(plain, info)).predict_images(images)

@@ -1,0 +1,60 @@
+"""The benchmarks as real processes. How fast anything is depends on the machine: not tested."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skinlesion.exports import FORMS
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder with two small JPEGs of noise."""
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        pixels = rng.integers(0, 256, (60, 80, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.jpg")
+    return tmp_path
+
+
+def run_bench(name, out, *arguments):
+    command = [sys.executable, SCRIPTS / f"bench_{name}.py", "--out", out, "--repeat", 1]
+    finished = subprocess.run(
+        [str(part) for part in (*command, *arguments)], capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    written = json.loads(out.read_text())
+    for ratio in written["ratios"]:
+        assert ratio in finished.stdout
+    assert all(median > 0 for median in written["milliseconds"].values())
+    assert {"tensorflow", "keras", "cores"} <= set(written["facts"])
+    return written
+
+
+def test_inference(images, tmp_path):
+    written = run_bench("inference", tmp_path / "a.json", "--images", images, "--image-size", 97)
+    expected = {"predict_single", "predict_folder"}
+    if all(importlib.util.find_spec(name) for name in FORMS["onnx"].libraries):
+        expected |= {"predict_single_exported", "predict_folder_exported"}
+    assert set(written["ratios"]) == expected
+    assert written["facts"]["images"] == 2
+
+
+def test_input_pipeline(images, tmp_path):
+    written = run_bench("input_pipeline", tmp_path / "a.json", "--images", images)
+    assert set(written["ratios"]) == {"first_epoch", "later_epochs", "later_epochs_augmented"}
+    sizes = [path.stat().st_size for path in images.glob("*.jpg")]
+    assert written["facts"]["mean_kilobytes"] == pytest.approx(np.mean(sizes) / 1000, abs=0.05)
+
+
+def test_training(tmp_path):
+    written = run_bench("training", tmp_path / "a.json", "--image-size", 32, 32, "--steps", 1)
+    assert set(written["ratios"]) == {"fit_overhead"}
