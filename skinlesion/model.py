@@ -224,15 +224,10 @@ def build_backbone(
 
 
 def _last_stage(backbone: keras.Model, names: set[str]) -> str:
-    """The last stage up to which all layers are among `names`, or `conv5` where not even one is."""
-    found, names_below = STAGES[-1], [layer.name for layer in backbone.layers if layer.weights]
-    for stage in STAGES[1:]:
-        needed = {
-            name for name in names_below if name.startswith(STAGES[: STAGES.index(stage) + 1])
-        }
-        if needed <= names:
-            found = stage
-    return found
+    """The last stage up to which all layers are among `names`; `conv5` where there is none."""
+    missing = [layer.name for layer in backbone.layers if layer.weights and layer.name not in names]
+    first = min((STAGES.index(name[:5]) for name in missing), default=len(STAGES))
+    return STAGES[first - 1] if first > 1 else STAGES[-1]
 
 
 def top_stage_of(model: keras.Model) -> str:

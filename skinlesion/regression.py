@@ -28,7 +28,7 @@ def fit_regression(
     *,
     train: tuple[np.ndarray, np.ndarray],
     validation: tuple[np.ndarray, np.ndarray],
-    run: Path,
+    out: Path,
 ) -> pd.DataFrame:
     """Fit the last layer of `model` in place as a logistic regression, the rest staying as it is.
 
@@ -41,7 +41,7 @@ def fit_regression(
         config: the settings.
         train: uint8 images (n, height, width, 3) and int labels (n,).
         validation: the same.
-        run: run directory; `history.csv` is written there, a row for each of `STRENGTHS`.
+        out: CSV file of the history: a row for each of `STRENGTHS`.
 
     Returns:
         The history.
@@ -78,7 +78,7 @@ def fit_regression(
         if not rows or row["val_loss"] < min(other["val_loss"] for other in rows):
             best = _as_layer(regression, scaler)
         rows.append(row)
-        write_csv(run / "history.csv", pd.DataFrame(rows))
+        write_csv(out, pd.DataFrame(rows))
     assert best is not None
     model.layers[-1].set_weights(best)
     return pd.DataFrame(rows)

@@ -285,19 +285,13 @@ def train(
         say(SYNTHETIC_NOTE)
 
     from skinlesion import devices, training
-    from skinlesion.checkpoints import Checkpoints
-    from skinlesion.regression import fit_regression
 
     training.seed_everything(config)
     precision = devices.choose_precision(config.precision)
     with devices.make_strategy().scope():
         model, loaded = _build_model(config, precision, may_do_without_weights=synthetic)
     say(f"train: {loaded}")
-    # Only now is the run directory touched: a mistake above leaves nothing behind. What an earlier
-    # model said about the test images must not be taken for this one's.
-    for name in ("predictions_test.csv", "predictions_test_tta.csv"):
-        (run / name).unlink(missing_ok=True)
-    shutil.rmtree(run / "evaluation", ignore_errors=True)
+    # Only now is the run directory touched: a mistake above leaves nothing behind.
     described = describe_run(
         config,
         loaded,
@@ -306,15 +300,13 @@ def train(
         synthetic=synthetic,
         splits=splits,
     )
-    if begun:
-        require_same_weights(run, described)
-    else:
-        write_csv(run / "splits.csv", made)
-        write_json(run / "config.json", described)
-    cache = default_cache_dir()
+    _begin(run, described, made)
     decoded = {
         name: load_images(
-            list(part["path"]), image_size=config.image_size, resize=config.resize, cache=cache
+            list(part["path"]),
+            image_size=config.image_size,
+            resize=config.resize,
+            cache=default_cache_dir(),
         )
         for name, part in rows.items()
     }
@@ -322,35 +314,64 @@ def train(
         f"train: {training.describe_plan(config, loaded)} on {described['device']}, "
         f"{devices.estimate_duration(config, len(rows['train']))}"
     )
-    train_set, validation_set = (
-        (decoded[name], rows[name]["label"].to_numpy()) for name in ("train", "validation")
-    )
-    # A run that goes on finds the head in its checkpoint.
-    new = not Checkpoints(run / "checkpoints").read_history()
-    if config.method == "regression" or (
-        config.head_start == "regression" and new and loaded.layers
-    ):
-        fit_regression(model, config, train=train_set, validation=validation_set, run=run)
-    if config.method == "network":
-        try:
-            training.fit(
-                model,
-                loaded,
-                config,
-                train=train_set,
-                validation=validation_set,
-                run=run,
-                cache=cache,
-                deadline=deadline,
-                on_epoch=lambda history: _draw_learning_curves(history, run, synthetic=synthetic),
-                verbose=1 if is_watched() else 0,
-            )
-        except training.TimeIsUpError:
-            say(f"train: stopped before the time limit; --run {run} again goes on from here")
-            return run
+    sets = {name: (decoded[name], part["label"].to_numpy()) for name, part in rows.items()}
+    try:
+        _fit(model, loaded, config, sets, run, deadline=deadline, synthetic=synthetic)
+    except training.TimeIsUpError:
+        say(f"train: stopped before the time limit; --run {run} again goes on from here")
+        return run
     _finish(run, model, config, rows["validation"], decoded["validation"], synthetic=synthetic)
     say(f"train: finished; model in {run / 'model'}")
     return run
+
+
+def _begin(run: Path, described: dict[str, Any], made: pd.DataFrame) -> None:
+    """Write what the run is made with; where it was begun already, see that it is the same."""
+    # What an earlier model said about the test images must not be taken for this one's.
+    for name in ("predictions_test.csv", "predictions_test_tta.csv"):
+        (run / name).unlink(missing_ok=True)
+    shutil.rmtree(run / "evaluation", ignore_errors=True)
+    if is_begun(run):
+        require_same_weights(run, described)
+    else:
+        write_csv(run / "splits.csv", made)
+        write_json(run / "config.json", described)
+
+
+def _fit(
+    model: Any,
+    loaded: "LoadedWeights",
+    config: Config,
+    sets: dict[str, "tuple[np.ndarray, np.ndarray]"],
+    run: Path,
+    *,
+    deadline: float,
+    synthetic: bool,
+) -> None:
+    """Train by the method of the settings. Raises: as `training.fit`."""
+    from skinlesion import training
+    from skinlesion.checkpoints import Checkpoints
+    from skinlesion.regression import fit_regression
+
+    if config.method == "regression":
+        fit_regression(model, config, **sets, out=run / "history.csv")
+        return
+    # A run that goes on finds its head in the checkpoint.
+    new = not Checkpoints(run / "checkpoints").read_history()
+    if config.head_start == "regression" and loaded.layers and new:
+        say("train: fitting the head as a logistic regression, to start from")
+        fit_regression(model, config, **sets, out=run / "head_start.csv")
+    training.fit(
+        model,
+        loaded,
+        config,
+        **sets,
+        run=run,
+        cache=default_cache_dir(),
+        deadline=deadline,
+        on_epoch=lambda history: _draw_learning_curves(history, run, synthetic=synthetic),
+        verbose=1 if is_watched() else 0,
+    )
 
 
 def _rows_to_train_on(

@@ -8,6 +8,8 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import h5py
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -55,6 +57,24 @@ def trained_run(
     """A finished run on the sample; copy it before changing it."""
     run = tmp_path_factory.mktemp("runs") / "first"
     return workflow.train(sample, run, tiny_config)
+
+
+@pytest.fixture(scope="session")
+def conv4_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of random weights for the stages up to `conv4`, in the form of Keras 2."""
+    path = tmp_path_factory.mktemp("weights") / "partial.h5"
+    keras.utils.set_random_seed(0)
+    backbone = keras.applications.ResNet50(weights=None, include_top=False)
+    layers = [x for x in backbone.layers if x.weights and not x.name.startswith("conv5")]
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [layer.name.encode() for layer in layers]
+        for layer in layers:
+            group = file.create_group(layer.name)
+            names = [variable.name.encode() for variable in layer.weights]
+            group.attrs["weight_names"] = names
+            for name, value in zip(names, layer.get_weights(), strict=True):
+                group[name] = value
+    return path
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from skinlesion.model import (
     build_backbone,
     build_model,
     freeze_pretrained,
+    top_stage_of,
     unfreeze,
 )
 
@@ -88,6 +89,14 @@ def test_a_partial_file_is_loaded_by_name_and_counted(partial_weights):
         if layer.weights:
             full = all(np.allclose(weight, 0.25) for weight in layer.get_weights())
             assert full == (layer.name in loaded.layers)
+
+
+def test_pretrained_stages_are_those_of_the_file(partial_weights):
+    options = {"image_size": (32, 32), "head": "pooled", "top_stage": "pretrained"}
+    model, loaded = build_model(weights=str(partial_weights), **options)
+    assert top_stage_of(model) == "conv2"
+    assert len(loaded.layers) == loaded.total
+    assert top_stage_of(build_model(weights="none", **options)[0]) == "conv5"
 
 
 def test_a_file_without_any_layer_of_ours_is_refused(tmp_path):

@@ -366,7 +366,8 @@ class TestRegression:
         )
         before = model.get_weights()
         run = tmp_path_factory.mktemp("probe")
-        history = fit_regression(model, config, train=parts[0], validation=parts[1], run=run)
+        out = run / "history.csv"
+        history = fit_regression(model, config, train=parts[0], validation=parts[1], out=out)
         return model, before, history, run
 
     def test_the_last_layer_says_what_scikit_learn_says(self, fitted, parts):
@@ -415,7 +416,11 @@ class TestRegression:
             image_size=(64, 64), weights="none", head="pooled", top_stage="conv4"
         )
         fit_regression(
-            model, config, train=(images[some], labels[some]), validation=validation, run=tmp_path
+            model,
+            config,
+            train=(images[some], labels[some]),
+            validation=validation,
+            out=tmp_path / "h.csv",
         )
         y_prob = model.predict(validation[0].astype("float32"), verbose=0)
         assert np.allclose(y_prob[:, [1, 4]].sum(axis=1), 1)

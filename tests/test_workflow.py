@@ -130,6 +130,24 @@ class TestWithoutNetwork:
             workflow.train(flat_data, tmp_path / "run", self.settings)
 
 
+def test_training_can_start_from_a_logistic_regression(sample, conv4_weights, tmp_path):
+    settings = make_config(
+        "default",
+        image_size=(32, 32),
+        weights=str(conv4_weights),
+        top_stage="pretrained",
+        head_start="regression",
+        epochs=1,
+        frozen_share=0.0,
+        learning_rate=1e-12,
+        limit=32,
+    )
+    run = workflow.train(sample, tmp_path / "run", settings)
+    started = pd.read_csv(run / "head_start.csv")["val_loss"].min()
+    # At this rate nothing moves: the first epoch ends where the regression was.
+    assert pd.read_csv(run / "history.csv")["val_loss"][0] == pytest.approx(started, rel=1e-3)
+
+
 def test_a_given_split_file_is_used(sample, tmp_path):
     split = workflow.split(sample, tmp_path / "splits.csv", seed=7)
     settings = make_config("default", image_size=(32, 32), weights="none", epochs=1, limit=14)
