@@ -1,13 +1,14 @@
 """The network: preprocessing, a ResNet50 backbone and a head, in one model."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import keras
 import numpy as np
+import tensorflow as tf
 
 from skinlesion.config import STAGES, Head, Preprocessing
 from skinlesion.errors import InputError
@@ -36,6 +37,9 @@ WEIGHTS_URL = (
 WEIGHTS_MD5 = "4d473c1dd8becc155b73f8504c6f6626"
 """What `keras.applications.ResNet50(weights="imagenet", include_top=False)` downloads: fetched here
 so that it goes through the same check and report as any other file."""
+
+FEATURE_BATCH = 64
+"""Images that are described at a time."""
 
 DOWNLOAD_TIMEOUT = 30
 """Seconds without an answer after which the download of weights is given up."""
@@ -252,13 +256,37 @@ def compute_features(
     backbone, _ = build_backbone(image_size, weights, "conv4")
     outputs = [backbone.get_layer(STAGE_OUTPUTS[stage]).output for stage in ("conv3", "conv4")]
     pooled = [keras.layers.GlobalAveragePooling2D()(output) for output in outputs]
-    describe = keras.Model(backbone.input, keras.layers.Concatenate()(pooled))
-    parts, starts = [], range(0, len(paths), 64)
-    for start in progress_bar(starts, "computing features", len(starts), unit="batch"):
-        images = load_images(paths[start : start + 64], image_size=image_size)
-        ready = keras.applications.resnet50.preprocess_input(images.astype(np.float32))
-        parts.append(describe.predict_on_batch(ready))
-    return np.concatenate(parts)
+    inputs = keras.Input((*image_size, 3))
+    ready = keras.applications.resnet50.preprocess_input(inputs)
+    describe = keras.Model(
+        inputs, keras.Model(backbone.input, keras.layers.Concatenate()(pooled))(ready)
+    )
+    batches = (
+        load_images(paths[start : start + FEATURE_BATCH], image_size=image_size)
+        for start in range(0, len(paths), FEATURE_BATCH)
+    )
+    return np.concatenate(list(run_batches(describe, batches, len(paths), "computing features")))
+
+
+def run_batches(
+    model: keras.Model, batches: Iterable[np.ndarray], images: int, title: str
+) -> Iterator[np.ndarray]:
+    """The output of a model for uint8 batches, outside training, with a progress bar.
+
+    One GPU of several does it: with `keras.Model.predict_on_batch`, each would answer for the whole
+    batch.
+
+    Args:
+        model: from float images.
+        batches: uint8 (b, height, width, 3) each.
+        images: how many there are together.
+        title: of the bar.
+    """
+    compute = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
+    with progress_bar(None, title, images) as bar:
+        for batch in batches:
+            yield compute(tf.cast(batch, tf.float32)).numpy()
+            bar.update(len(batch))
 
 
 def freeze_pretrained(model: keras.Model, loaded: LoadedWeights) -> None:

@@ -13,8 +13,8 @@ from sklearn.preprocessing import StandardScaler
 from skinlesion.config import Config
 from skinlesion.files import write_csv
 from skinlesion.labels import NUM_CLASSES
+from skinlesion.model import run_batches
 from skinlesion.training import balanced_class_weights
-from skinlesion.workspace import progress_bar
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Inverse regularisation strengths (scikit-learn's `C`) tried for a regression."""
@@ -49,12 +49,10 @@ def fit_regression(
     describe = keras.Model(model.input, model.get_layer("head_pool").output)
     parts = {}
     for name, (images, _) in (("train", train), ("validation", validation)):
-        starts = range(0, len(images), config.batch_size)
-        batches = [
-            describe.predict_on_batch(images[i : i + config.batch_size].astype(np.float32))
-            for i in progress_bar(starts, f"features, {name}", len(starts), unit="batch")
-        ]
-        parts[name] = np.concatenate(batches).astype(np.float64)
+        size = config.batch_size
+        batches = (images[i : i + size] for i in range(0, len(images), size))
+        described = run_batches(describe, batches, len(images), f"features, {name}")
+        parts[name] = np.concatenate(list(described)).astype(np.float64)
     scaler = StandardScaler().fit(parts["train"])
     balanced = "balanced" if config.class_weights == "balanced" else None
     weights = balanced_class_weights(train[1]) if balanced else np.ones(NUM_CLASSES)

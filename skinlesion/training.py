@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from skinlesion.model import (
     LoadedWeights,
     freeze_pretrained,
     frozen_stage,
+    run_batches,
     split_model,
     synchronize_batch_norm,
     unfreeze,
 )
-from skinlesion.workspace import progress_bar, say
+from skinlesion.workspace import say
 
 WARMUP_SHARE = 0.1
 """Share of a phase in which the cosine schedule rises to its rate: Goyal et al., arXiv:1706.02677,
@@ -322,18 +323,12 @@ def _compute_features(
     lower: keras.Model, images: np.ndarray, batch_size: int, cache: Path | None
 ) -> np.ndarray:
     """The output of `lower` for each image, in half precision, which is plenty for features."""
-    # Not `predict_on_batch`: with several GPUs, each would answer for the whole batch.
-    compute = tf.function(lambda batch: lower(batch, training=False), reduce_retracing=True)
-
-    def chunks() -> Iterator[np.ndarray]:
-        starts = range(0, len(images), batch_size)
-        for start in progress_bar(starts, "frozen stages", len(starts), unit="batch"):
-            batch = tf.constant(images[start : start + batch_size])
-            yield compute(tf.cast(batch, tf.float32)).numpy().astype(np.float16)
-
+    batches = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
+    maps = run_batches(lower, batches, len(images), "frozen stages")
+    halved = (batch.astype(np.float16) for batch in maps)
     key = make_key(images, *lower.get_weights()) if cache else ""
     shape = (len(images), *lower.output_shape[1:])
-    return make_array(shape, np.float16, chunks(), key=key, folder=cache)
+    return make_array(shape, np.float16, halved, key=key, folder=cache)
 
 
 def _learning_rate(config: Config, phase: Phase, steps: int) -> Any:
