@@ -39,9 +39,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "three times the rate": {"learning_rate": 3e-4},
     "a third of the rate": {"learning_rate": 3e-5},
     "fine-tune from conv4": {"fine_tune_from": "conv4"},
-    "stages up to conv4": {"top_stage": "conv4"},
-    "features not cached": {"cache_features": False},
-    "no frozen epochs": {"frozen_share": 0.0},
+    "random head, frozen epochs": {"head_start": "random", "frozen_share": 0.25},
+    "all stages, frozen epochs": {
+        "top_stage": "conv5",
+        "head_start": "random",
+        "frozen_share": 0.25,
+    },
 }
 FIGURES = ("balanced_accuracy", "macro_auc", "macro_f1", "log_loss")
 

@@ -37,6 +37,7 @@ SOMETHING = LoadedWeights("file", frozenset({"conv1_conv"}), 106)
 
 def config(**changes):
     small = {"image_size": (32, 32), "weights": "none", "batch_size": 8, "epochs": 2}
+    small |= {"frozen_share": 0.25}
     return make_config("default", **small | changes)
 
 
