@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 MAX_PIXELS = 50_000_000
 """Larger images are refused before they are decoded; HAM10000's have 270,000 pixels."""
-CHUNK = 256
+CHUNK = 64
 """Images that are decoded before the next ones are begun, so that memory stays bounded."""
 DECODER = "1"
 """Goes up when `decode_image` gives other pixels than before, so that no old cache is used."""
