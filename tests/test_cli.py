@@ -127,6 +127,9 @@ def test_the_variable_names_the_dataset(flat_data, tmp_path):
         (("train", "--run", "x", "--image-size", "64", "0"), "must be at least 1"),
         (("split", "--fold", "2", "--out", "x.csv"), "must be K/N"),
         (("train", "--run", "x", "--recipe", "best"), "invalid choice: 'best'"),
+        (("train", "--run", "x", "--set", "epochs"), "must be NAME=VALUE, not epochs"),
+        (("train", "--run", "x", "--set", "mixing=mixup"), "class_weights must be none with mixup"),
+        (("train", "--run", "x", "--time-limit", "0"), "a number of hours above 0, not 0"),
         (("predict", "--run", "nowhere", "absent.jpg", "--out", "p.csv"), "absent.jpg: no such"),
     ],
 )
