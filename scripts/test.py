@@ -8,7 +8,7 @@ and SKINLESION_WEIGHTS (a weights file) are set; without them they are skipped, 
 
 import sys
 
-from environment import prepare_environment, prepare_scorer, run
+from environment import ROOT, prepare_environment, prepare_scorer, run
 
 
 def main() -> None:
@@ -18,9 +18,12 @@ def main() -> None:
     run(python, "-m", "ruff", "format", "--check", ".")
     run(python, "-m", "ruff", "check", ".")
     run(python, "-m", "mypy")
-    # TensorFlow keeps half a gigabyte of each network that was trained: two processes, not more.
-    workers = ("--numprocesses=2", "--dist=loadfile")
-    run(python, "-m", "pytest", *workers, *sys.argv[1:], TF_CPP_MIN_LOG_LEVEL="2")
+    given, files = sys.argv[1:], sorted(map(str, ROOT.glob("tests/test_*.py")))
+    # TensorFlow keeps half a gigabyte of each network that was trained until its process ends: two
+    # processes at a time, and new ones for each third of the files.
+    for part in [given] if given else [files[start::3] for start in range(3)]:
+        workers = ("--numprocesses=2", "--dist=loadfile")
+        run(python, "-m", "pytest", *workers, *part, TF_CPP_MIN_LOG_LEVEL="2")
 
 
 if __name__ == "__main__":

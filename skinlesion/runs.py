@@ -77,7 +77,7 @@ def choose_config(run: Path, recipe: str | None, **overrides: Any) -> Config:
 
 def require_same_run(run: Path, config: Config, table: pd.DataFrame, split: pd.DataFrame) -> None:
     """Raise `InputError` unless the run was begun with these settings, this dataset and split."""
-    other = differences(config, read_run_config(run))
+    other = differences(read_run_config(run), config)
     if other:
         raise InputError(
             f"{run}: was begun with other settings ({other}); leave them out to go on with it, or "

@@ -108,7 +108,7 @@ def test_a_time_limit_stops_and_the_same_call_goes_on(begun, sample, capsys):
 def test_other_settings_are_refused_with_the_difference(begun, sample):
     run, _ = begun
     other = make_config("default", image_size=(32, 32), weights="none", epochs=9, limit=14)
-    with pytest.raises(InputError, match=r"begun with other settings \(epochs: 9 instead of 1"):
+    with pytest.raises(InputError, match=r"begun with other settings \(epochs: 1 instead of 9"):
         workflow.train(sample, run, other)
 
 

@@ -140,6 +140,7 @@ def test_training_can_start_from_a_logistic_regression(sample, conv4_weights, tm
         epochs=1,
         frozen_share=0.0,
         learning_rate=1e-12,
+        class_weights="none",
         limit=32,
     )
     run = workflow.train(sample, tmp_path / "run", settings)
