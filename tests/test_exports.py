@@ -2,6 +2,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -34,7 +35,8 @@ EVERY_FORM = [
 
 
 def save_small(folder: Path, *, preprocessing: str = "imagenet") -> Path:
-    """A bundle of a network that is small and not trained."""
+    """A bundle of a network that is small and not trained, and tells generated images apart."""
+    keras.utils.set_random_seed(0)
     model, _ = build_model(
         image_size=(HEIGHT, WIDTH),
         weights="none",
@@ -42,6 +44,12 @@ def save_small(folder: Path, *, preprocessing: str = "imagenet") -> Path:
         head="pooled",
         top_stage="conv2",
     )
+    # Random weights may answer with one class to everything: standardise the logits.
+    last = model.layers[-1]
+    logits = keras.Model(model.inputs, last.input)(generate_images((HEIGHT, WIDTH)))
+    logits = logits.numpy() @ last.kernel.numpy()
+    spread = logits.std(axis=0)
+    last.set_weights([last.kernel.numpy() / spread, -logits.mean(axis=0) / spread])
     info = BundleInfo(CLASS_CODES, (HEIGHT, WIDTH), "bilinear", "default", synthetic=True)
     return save_bundle(Bundle(model, info), folder)
 
