@@ -6,4 +6,4 @@ The steps that a user calls are in `skinlesion.workflow`; `python -m skinlesion 
 same steps as commands. Importing the package imports none of its heavy dependencies.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

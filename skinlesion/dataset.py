@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skinlesion.errors import InputError, name_some
-from skinlesion.workspace import KAGGLE_MOUNTS, progress_bar
+from skinlesion.workspace import KAGGLE_MOUNTS, default_images_dir, progress_bar
 
 KAGGLE_HANDLE = "kmader/skin-cancer-mnist-ham10000"
 METADATA_NAME = "HAM10000_metadata.csv"
@@ -60,6 +60,22 @@ def find_dataset(data: str | Path | None = None) -> Path:
         raise
     except Exception as error:  # kagglehub passes on whatever its HTTP client raises
         raise InputError(f"HAM10000 could not be downloaded ({error}): {ways}") from error
+
+
+def find_images(data: str | Path | None, work: Path) -> Path:
+    """The dataset to read images from: the one gathered in an earlier step, if no other is named.
+
+    Args:
+        data: the dataset, or None.
+        work: the working folder, for which the images may have been gathered.
+
+    Raises:
+        InputError: as `find_dataset`.
+    """
+    gathered = default_images_dir(work)
+    if data is None and (gathered / METADATA_NAME).is_file():
+        return gathered
+    return find_dataset(data)
 
 
 def is_sample(data: Path) -> bool:

@@ -49,9 +49,10 @@ def read_near_duplicates(csv: Path | None = None) -> pd.DataFrame:
     Raises:
         InputError: not readable, columns missing, or an empty cell.
     """
-    source = csv or Path(str(files("skinlesion"))) / "near_duplicates.csv"
+    source = csv or files("skinlesion") / "near_duplicates.csv"  # maybe inside a wheel
     try:
-        pairs = pd.read_csv(source, dtype=dict.fromkeys(COLUMNS, str))
+        with source.open() as file:
+            pairs = pd.read_csv(file, dtype=dict.fromkeys(COLUMNS, str))
     except (OSError, ValueError) as error:
         raise InputError(f"{source}: cannot be read as a list of pairs ({error})") from error
     absent = [column for column in COLUMNS if column not in pairs.columns]

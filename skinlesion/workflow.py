@@ -52,7 +52,7 @@ from skinlesion.split import (
     read_split,
     take_limited,
 )
-from skinlesion.workspace import default_cache_dir, is_watched, say
+from skinlesion.workspace import default_cache_dir, how_to_attach, is_watched, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -441,7 +441,10 @@ def train_if_missing(data: str | Path | None, run: Path, config: Config, *, spli
         if other:
             say(f"train: it was made with other settings than the ones given here: {other}")
         return run
-    say(f"train: no finished run in {run} yet: training one now")
+    say(
+        f"train: no finished run in {run} yet: training one now, for the time that is estimated "
+        f"below; to use what notebook 03_train made instead, {how_to_attach()}"
+    )
     split(data, splits, recipe=config.recipe, seed=config.seed)
     return train(data, run, config, splits=splits)
 

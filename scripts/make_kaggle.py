@@ -1,0 +1,228 @@
+"""Make notebooks for Kaggle that stand alone: each carries the package, and needs no network.
+
+    python3 scripts/make_kaggle.py --user YOUR_KAGGLE_NAME
+    kaggle kernels push -p dist/kaggle/03_train
+
+Writes `dist/kaggle/NAME/` for each numbered notebook, and for `all_in_one`, which does the work of
+all five in one session: the notebook with the package's wheel inside, and `kernel-metadata.json`
+with the dataset, weights, the outputs of the notebooks before it, and two T4s attached. Or import
+the `.ipynb` by hand on Kaggle, attach the dataset, and press Run All.
+"""
+
+import argparse
+import base64
+import copy
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from environment import ROOT, prepare_environment, run
+
+OUT = ROOT / "dist" / "kaggle"
+DATASETS = ["kmader/skin-cancer-mnist-ham10000", "keras/resnet50"]
+"""HAM10000, and ResNet50's ImageNet weights for sessions whose internet is off."""
+
+NEED_GPU = ("03_train", "04_evaluate", "all_in_one")
+NEEDS = {
+    "03_train": ["02_split_metadata"],
+    "04_evaluate": ["03_train"],
+    "05_gradio_demo": ["03_train"],
+}
+"""Whose output each notebook uses."""
+
+Notebook = dict[str, Any]
+
+
+def main() -> None:
+    """Make all of them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--user", default=find_user(), help="default: that of kaggle.json")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="DIR")
+    parser.add_argument("--python", help="one that has setuptools; default: the project's own")
+    arguments = parser.parse_args()
+    if not arguments.user:
+        parser.error("name your Kaggle account: --user NAME")
+    python = arguments.python or prepare_environment("dev")
+    with tempfile.TemporaryDirectory() as folder:
+        wheel = build_wheel(Path(python), Path(folder))
+        carried = make_carried_cell(wheel)
+        notebooks = {
+            path.stem: json.loads(path.read_text(encoding="utf-8"))
+            for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+        }
+        notebooks["all_in_one"] = join_notebooks(list(notebooks.values()))
+        for name, notebook in notebooks.items():
+            folder_out = arguments.out / name
+            shutil.rmtree(folder_out, ignore_errors=True)
+            folder_out.mkdir(parents=True)
+            alone = let_stand_alone(notebook, carried)
+            write(folder_out / f"{name}.ipynb", alone)
+            write(folder_out / "kernel-metadata.json", describe_kernel(name, arguments.user))
+    print(f"kaggle: {len(notebooks)} notebooks in {arguments.out}, each with {wheel.name} inside")
+
+
+def find_user() -> str | None:
+    """The account that Kaggle's own tools are set up for."""
+    if name := os.environ.get("KAGGLE_USERNAME"):
+        return name
+    settings = Path(os.environ.get("KAGGLE_CONFIG_DIR", Path.home() / ".kaggle")) / "kaggle.json"
+    return json.loads(settings.read_text())["username"] if settings.is_file() else None
+
+
+def build_wheel(python: Path, folder: Path) -> Path:
+    """The package as a wheel; from a copy, so that no earlier build is mixed in."""
+    source = folder / "source"
+    shutil.copytree(
+        ROOT / "skinlesion", source / "skinlesion", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    options = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation")
+    # The same source gives the same bytes: zip files begin in 1980.
+    run(python, "-m", "pip", "wheel", *options, "-w", folder, source, SOURCE_DATE_EPOCH="315532800")
+    (wheel,) = folder.glob("skinlesion-*.whl")
+    return wheel
+
+
+def make_carried_cell(wheel: Path) -> Notebook:
+    """A cell that writes the wheel into a temporary folder and names it in `WHEEL`; folded."""
+    content = base64.b64encode(wheel.read_bytes()).decode()
+    lines = [
+        "# The package itself, so that neither a clone nor a network is needed.\n",
+        "import base64\n",
+        "import tempfile\n",
+        "from pathlib import Path\n",
+        "\n",
+        f'WHEEL = [Path(tempfile.mkdtemp()) / "{wheel.name}"]\n',
+        "WHEEL[0].write_bytes(base64.b64decode(\n",
+        f'    "{content}"\n',
+        "));",
+    ]
+    hidden = {"_kg_hide-input": True, "jupyter": {"source_hidden": True}, "tags": ["wheel"]}
+    return {
+        "cell_type": "code",
+        "id": "wheel",
+        "metadata": hidden,
+        "source": lines,
+        "outputs": [],
+        "execution_count": None,
+    }
+
+
+def let_stand_alone(notebook: Notebook, carried: Notebook) -> Notebook:
+    """A copy that carries the wheel, without outputs and without the badge of another platform."""
+    notebook = copy.deepcopy(notebook)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"], cell["execution_count"] = [], None
+        cell["source"] = [line for line in cell["source"] if "colab-badge" not in line]
+    (bootstrap,) = (cell for cell in notebook["cells"] if has_tag(cell, "bootstrap"))
+    before = "".join(bootstrap["source"])
+    after = before.replace("ADDRESS, WHEEL = ", "ADDRESS = ").replace('", []\n', '"\n')
+    if before == after:
+        sys.exit("error: the first cell of the notebooks names no WHEEL that could be replaced")
+    bootstrap["source"] = after.splitlines(keepends=True)
+    notebook["cells"].insert(notebook["cells"].index(bootstrap), carried)
+    return notebook
+
+
+def join_notebooks(notebooks: list[Notebook]) -> Notebook:
+    """All in one: one bootstrap, one cell of parameters, then what each of them does."""
+    parameters: dict[str, str] = {}
+    body: list[Notebook] = []
+    for notebook in notebooks:
+        for cell in notebook["cells"]:
+            if has_tag(cell, "parameters"):
+                parameters |= dict(
+                    line.split(" = ") for line in "".join(cell["source"]).split("\n")
+                )
+            elif not has_tag(cell, "bootstrap"):
+                body.append(copy.deepcopy(cell))
+    (bootstrap,) = (cell for cell in notebooks[0]["cells"] if has_tag(cell, "bootstrap"))
+    settings = "\n".join(f"{name} = {value}" for name, value in parameters.items())
+    head = [
+        make_markdown(ALL_IN_ONE),
+        bootstrap,
+        make_markdown("## Parameters\n\nWhat each means stands with its step, below."),
+        {
+            "cell_type": "code",
+            "id": "parameters",
+            "metadata": {"tags": ["parameters"]},
+            "source": settings.splitlines(keepends=True),
+            "outputs": [],
+            "execution_count": None,
+        },
+    ]
+    cells = [*head, *body]
+    for number, cell in enumerate(cells):
+        cell["id"] = f"cell-{number}"
+    return notebooks[0] | {"cells": cells}
+
+
+ALL_IN_ONE = """\
+# Skin lesions: from the images to the demo
+
+The five notebooks in one session: gather the images, split them by lesion, train, evaluate, show.
+
+For research and education only: not a medical device, not for clinical use."""
+
+
+def describe_kernel(name: str, user: str) -> dict[str, Any]:
+    """What `kaggle kernels push` wants to know.
+
+    https://github.com/Kaggle/kaggle-api/blob/main/docs/kernels_metadata.md
+    """
+    gpu = name in NEED_GPU
+    return {
+        "id": f"{user}/{make_slug(name)}",
+        "title": make_slug(name).replace("-", " "),
+        "code_file": f"{name}.ipynb",
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": gpu,
+        "enable_tpu": False,
+        # Nothing needs it while the two datasets are attached; without them, Keras downloads the
+        # weights and kagglehub the images.
+        "enable_internet": True,
+        **({"machine_shape": "NvidiaTeslaT4"} if gpu else {}),
+        "dataset_sources": DATASETS,
+        "kernel_sources": [f"{user}/{make_slug(needed)}" for needed in NEEDS.get(name, [])],
+        "competition_sources": [],
+        "model_sources": [],
+    }
+
+
+def make_slug(name: str) -> str:
+    """Kaggle derives a notebook's address from its title: both have to agree."""
+    return f"skinlesion-{name.replace('_', '-')}"
+
+
+def has_tag(cell: Notebook, tag: str) -> bool:
+    """Whether a cell has a tag."""
+    return tag in cell["metadata"].get("tags", ())
+
+
+def make_markdown(text: str) -> Notebook:
+    """A cell of text."""
+    return {
+        "cell_type": "markdown",
+        "id": "",
+        "metadata": {},
+        "source": text.splitlines(keepends=True),
+    }
+
+
+def write(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON as notebooks are written."""
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
