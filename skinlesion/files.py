@@ -51,7 +51,7 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> Pa
         shutil.rmtree(part, ignore_errors=True)  # of an interrupted run
         part.mkdir(parents=True)
         write(part)
-        for path in part.iterdir():
+        for path in filter(Path.is_file, part.rglob("*")):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         shutil.rmtree(folder, ignore_errors=True)

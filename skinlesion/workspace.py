@@ -5,7 +5,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -64,6 +64,13 @@ def progress_bar(
 ) -> "tqdm[T]":
     """Pass on `items`; when somebody watches and it takes over a second, with a bar on stderr."""
     return tqdm(items, title, total, unit=f" {unit}s", delay=1, disable=not is_watched())
+
+
+def byte_bar(title: str, total: int) -> "tqdm[Any]":
+    """A bar on stderr, when somebody watches, for something that moves by bytes."""
+    return tqdm(
+        desc=title, total=total, unit="B", unit_scale=True, delay=1, disable=not is_watched()
+    )
 
 
 def say(text: str) -> None:
