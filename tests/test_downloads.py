@@ -409,9 +409,15 @@ def test_a_busy_server_is_not_asked_forever(dataverse, folder):
     assert len(dataverse.asked_for(PART_1)) == 1 + downloads.RETRIES
 
 
-def test_a_server_cannot_make_us_wait_for_hours():
-    response = types.SimpleNamespace(headers={"Retry-After": "86400"})
-    assert downloads._BoundedRetry().get_retry_after(response) == downloads.MAX_WAIT
+def test_the_server_says_how_long_to_wait_but_not_hours(dataverse, folder, monkeypatch):
+    waits: list[float] = []
+    monkeypatch.setattr("urllib3.util.retry.time", types.SimpleNamespace(sleep=waits.append))
+    dataverse.answers[PART_1] = [
+        Answer(429, (("Retry-After", "7"),)),
+        Answer(503, (("Retry-After", "86400"),)),
+    ]
+    download(dataverse, folder)
+    assert waits == [7, downloads.MAX_WAIT]
 
 
 @pytest.mark.parametrize("status", [202, 403, 404])
