@@ -7,11 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from skinlesion.downloads import METADATA_NAME, download_dataset
 from skinlesion.errors import InputError, name_some
-from skinlesion.workspace import KAGGLE_MOUNTS, default_images_dir, progress_bar
+from skinlesion.workspace import (
+    KAGGLE_MOUNTS,
+    default_cache_dir,
+    default_images_dir,
+    progress_bar,
+)
 
-KAGGLE_HANDLE = "kmader/skin-cancer-mnist-ham10000"
-METADATA_NAME = "HAM10000_metadata.csv"
 SAMPLE_MARKER = "SYNTHETIC_SAMPLE.json"
 """A folder with this file holds the synthetic sample, or images gathered from it."""
 
@@ -35,7 +39,7 @@ def find_dataset(data: str | Path | None = None) -> Path:
     """The folder that holds `HAM10000_metadata.csv` and, somewhere below it, the images.
 
     Tried in this order: `data`; the variable `HAM10000_DIR`; the two places where Kaggle mounts
-    the dataset; a download (5.2 GB, once) with kagglehub.
+    the dataset; an earlier download in the cache folder; a download, once.
 
     Raises:
         InputError: a named folder that does not hold the dataset, or no dataset to be had.
@@ -47,19 +51,10 @@ def find_dataset(data: str | Path | None = None) -> Path:
     for mount in KAGGLE_MOUNTS:
         if (mount / METADATA_NAME).is_file():
             return mount
-    ways = (
-        "name its folder with --data DIR (or the variable HAM10000_DIR), attach the dataset "
-        f"{KAGGLE_HANDLE} on Kaggle, or connect to the internet so that it can be downloaded"
-    )
-    import kagglehub
-
-    print(f"HAM10000 is not on this machine: downloading it from Kaggle ({KAGGLE_HANDLE})")
-    try:
-        return _require_metadata(Path(kagglehub.dataset_download(KAGGLE_HANDLE)), named_by="Kaggle")
-    except InputError:
-        raise
-    except Exception as error:  # kagglehub passes on whatever its HTTP client raises
-        raise InputError(f"HAM10000 could not be downloaded ({error}): {ways}") from error
+    cached = default_cache_dir() / "ham10000"
+    if (cached / METADATA_NAME).is_file():
+        return cached
+    return download_dataset(cached)
 
 
 def find_images(data: str | Path | None, work: Path) -> Path:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from packaging.requirements import Requirement
 from tqdm import tqdm
@@ -217,6 +217,13 @@ def progress_bar(
 ) -> "tqdm[T]":
     """Pass on `items`; when somebody watches and it takes over a second, with a bar on stderr."""
     return tqdm(items, title, total, unit=f" {unit}s", delay=1, disable=not is_watched())
+
+
+def byte_bar(title: str, total: int) -> "tqdm[Any]":
+    """A bar on stderr, when somebody watches, for something that moves by bytes."""
+    return tqdm(
+        desc=title, total=total, unit="B", unit_scale=True, delay=1, disable=not is_watched()
+    )
 
 
 def say(text: str) -> None:

@@ -63,8 +63,9 @@ def run(
         cwd: where the command starts.
         **environment: variables, beside PATH.
     """
-    root, mounts, home = tmp / "root", tmp / "mounts", tmp / "home"
-    root.mkdir(), home.mkdir()
+    root, mounts, home, scratch = (tmp / name for name in ("root", "mounts", "home", "scratch"))
+    for folder in (root, home, scratch):
+        folder.mkdir()
     # The tests' own environment has the package: the file that makes it importable is hidden.
     packages = Path(sys.prefix).glob("lib/python*/site-packages/__editable__*skinlesion*.pth")
     lines = [f"writable\t/dev/null\t{path}" for path in packages]
@@ -74,6 +75,7 @@ def run(
     variables = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": str(home),
+        "TMPDIR": str(scratch),
         "PYTHON": sys.executable,
         "LOOPBACK_UP": LOOPBACK_UP,
         "WORKING": cwd,

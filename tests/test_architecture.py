@@ -17,6 +17,7 @@ ORDER = [
     "config",
     "workspace",
     "cache",
+    "downloads",
     "dataset",
     "metadata",
     "sample",

@@ -1,7 +1,5 @@
 import os
 import shutil
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -29,24 +27,21 @@ def test_either_kaggle_mount_is_found(index, flat_data, tmp_path, monkeypatch):
     assert find_dataset() == mounts[index]
 
 
-def test_otherwise_it_is_downloaded(flat_data, monkeypatch):
+def test_an_earlier_download_comes_next(flat_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("SKINLESION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(dataset, "download_dataset", None)
+    shutil.copytree(flat_data, tmp_path / "cache" / "ham10000")
+    assert find_dataset() == tmp_path / "cache" / "ham10000"
+
+
+def test_otherwise_it_is_downloaded(flat_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("SKINLESION_CACHE", str(tmp_path / "cache"))
     asked = []
-    # Stands in for the network only: the package's own side of the call is real.
-    kagglehub = types.SimpleNamespace(
-        dataset_download=lambda handle: asked.append(handle) or str(flat_data)
+    monkeypatch.setattr(
+        dataset, "download_dataset", lambda folder: asked.append(folder) or flat_data
     )
-    monkeypatch.setitem(sys.modules, "kagglehub", kagglehub)
     assert find_dataset() == flat_data
-    assert asked == ["kmader/skin-cancer-mnist-ham10000"]
-
-
-def test_no_network_names_the_ways_out(monkeypatch):
-    def fail(handle):
-        raise ConnectionError("no route to host")
-
-    monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(dataset_download=fail))
-    with pytest.raises(InputError, match=r"no route to host.*--data DIR.*HAM10000_DIR.*Kaggle"):
-        find_dataset()
+    assert asked == [tmp_path / "cache" / "ham10000"]
 
 
 def test_a_folder_without_metadata_is_refused(tmp_path):

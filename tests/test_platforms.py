@@ -121,7 +121,8 @@ def test_on_kaggle_each_notebook_is_a_session_and_uses_what_the_others_left(
         printed[name] = kaggle(notebook, tmp_path / f"m_{name}", inputs | earlier)
         assert printed[name].startswith("skinlesion on Kaggle: Python 3.")
         assert "results: /kaggle/working" in printed[name]
-    assert "84 images in /tmp/skinlesion/images" in printed["01_copy_images"]
+    scratch = tmp_path / "m_01_copy_images/scratch/skinlesion/images"
+    assert f"84 images in {scratch}" in printed["01_copy_images"]
     assert not list((tmp_path / "01_copy_images").rglob("*.jpg"))
     split = "taken from /kaggle/input/notebooks/someone/skinlesion-02-split-metadata/splits"
     assert split in printed["03_train"]
@@ -178,7 +179,7 @@ def test_on_kaggle_with_the_real_images(stand_alone, tmp_path):
     )
     inputs = {DATASET: data, "datasets/keras/resnet50": tmp_path / "weights"}
     printed = kaggle(notebook, tmp_path / "machine", inputs)
-    assert "10,015 images in /tmp/skinlesion/images" in printed
+    assert f"10,015 images in {tmp_path}/machine/scratch/skinlesion/images" in printed
     metrics = json.loads((tmp_path / "working/runs/default/evaluation/metrics.json").read_text())
     assert metrics["n"] > 1_400
     assert not metrics["synthetic"]
