@@ -35,6 +35,12 @@ ON_OTHER_STACKS = (
 )
 """The tests of what differs between versions of the libraries, and the notebooks."""
 
+NOT_ON = {
+    "kaggle": ("not on_colab", "not on_a_laptop"),
+    "colab": ("not on_kaggle", "not on_a_laptop"),
+}
+"""Places that the stack's own notebooks are not run in; name tests/test_platforms.py to do it."""
+
 
 def main() -> None:
     """Run every check, and stop at the first that fails."""
@@ -59,9 +65,10 @@ def main() -> None:
         files = sorted(map(str, ROOT.glob("tests/test_*.py")))
         parts = [files[start::3] for start in range(3)]
     else:
-        chosen = ", ".join(ON_OTHER_STACKS)
-        print(f"stack {stack}: only the notebooks and the tests of {chosen}", flush=True)
-        parts = [[f"tests/test_{name}.py" for name in ON_OTHER_STACKS]]
+        chosen, others = ", ".join(ON_OTHER_STACKS), " and ".join(NOT_ON[stack])
+        print(f"stack {stack}: only tests of {chosen}; of the platforms, {others}", flush=True)
+        files = [f"tests/test_{name}.py" for name in ON_OTHER_STACKS]
+        parts = [[*files, "-k", others]]
     for part in [given] if given else parts:
         workers = ("--numprocesses=2", "--dist=loadfile")
         variables = {"TF_CPP_MIN_LOG_LEVEL": "2", "SKINLESION_STACK": stack}
