@@ -163,6 +163,7 @@ def describe() -> str:
     """One line on the machine, and one on where results go and whether they stay there."""
     platform, work = find_platform(), default_work_dir()
     name = {"kaggle": "Kaggle", "colab": "Google Colab", "laptop": "this machine"}[platform]
+    shown = os.path.relpath(work) if platform == "laptop" else work
     gpus = list_gpus()
     kinds = [f"{gpus.count(kind)} x {kind}" for kind in sorted(set(gpus))]
     kept = {
@@ -174,7 +175,7 @@ def describe() -> str:
     }[platform]
     return (
         f"skinlesion on {name}: Python {sys.version.split()[0]}, {os.cpu_count()} cores, "
-        f"{', '.join(kinds) or 'no GPU'}\nresults: {work}, {kept}"
+        f"{', '.join(kinds) or 'no GPU'}\nresults: {shown}, {kept}"
     )
 
 
