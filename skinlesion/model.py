@@ -334,9 +334,9 @@ def _download_imagenet() -> Path:
         )
     except Exception as error:  # get_file raises a bare Exception on network errors
         raise WeightsUnavailableError(
-            "the ImageNet weights could not be downloaded: connect to the internet, or name a file "
-            "with --weights FILE or the variable SKINLESION_WEIGHTS, or use --weights none "
-            f"({error})"
+            "the ImageNet weights could not be downloaded: connect to the internet, attach the "
+            "dataset keras/resnet50 on Kaggle, or name a file with --weights FILE or the variable "
+            f"SKINLESION_WEIGHTS, or use --weights none ({error})"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

@@ -149,6 +149,8 @@ def start() -> None:
 
     Where they found it in a clone or in a wheel, programs that they start find it there too.
     """
+    # TensorFlow reads this when it is imported: without it, its messages bury ours.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.path[:] = [str(Path(entry).resolve()) if entry else entry for entry in sys.path]
     home = Path(__file__).resolve().parent.parent
     if home.suffix == ".whl" or (home / "pyproject.toml").is_file():
