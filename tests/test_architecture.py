@@ -39,6 +39,7 @@ ORDER = [
     "predictor",
     "report",
     "runs",
+    "model_card",
     "workflow",
     "assessment",
     "app",
