@@ -40,6 +40,7 @@ OVERALL = {
 """Figures that are shown, and what they are called; `metrics.csv` has all."""
 HUB_METRICS = {"balanced_accuracy": "balanced_accuracy", "macro_f1": "f1", "macro_auc": "roc_auc"}
 """Figures that the header gives, and what the Hub calls such metrics."""
+ATTRIBUTES = {"sex": "sex", "age": "age", "localization": "site", "dx_type": "diagnosed by"}
 NO_GATE = "Nothing turns away images of something else."
 PER_CLASS = ("sensitivity", "specificity", "ppv", "auc", "average_precision")
 
@@ -117,7 +118,15 @@ def _describe_headline(metrics: dict[str, Any] | None) -> str:
     if metrics is None:
         return "How good it is was not measured yet."
     figure = _format(metrics["overall"]["balanced_accuracy"])
-    return f"On {metrics['n']:,} test images, balanced accuracy is {figure} (95 % interval)."
+    matrix = np.asarray(metrics["confusion_matrix"])
+    missed, cases = matrix[:, ~MALIGNANT].sum(axis=1), matrix.sum(axis=1)
+    mel = LABEL_OF["mel"]
+    return (
+        f"On {metrics['n']:,} test images, balanced accuracy is {figure} (95 % interval). Taking "
+        f"the most probable class for the answer calls {missed[MALIGNANT].sum():,} of "
+        f"{cases[MALIGNANT].sum():,} malignant images benign, {missed[mel]:,} of {cases[mel]:,} "
+        "melanomas among them."
+    )
 
 
 def _count_classes(split: pd.DataFrame) -> str:
@@ -147,10 +156,10 @@ def _describe_audit(split: pd.DataFrame) -> str:
             f"{found.lesions_shared:,}; {pairs}: {len(found.pairs_across):,}. {', '.join(shares)}. "
             "So far as that goes, the figures below are too good."
         )
-    known = f"nor are {pairs} ({found.pairs_known:,}; there may be more)"
-    unknown = "and whether one is under two ids is not known"
+    known = f"none of the {found.pairs_known:,} {pairs} is parted; there may be more such pairs"
+    unknown = "whether one is there under two ids is not known"
     return (
-        "**Leak audit:** no lesion is in more than one part of the split, "
+        "**Leak audit:** no lesion is in more than one part of the split, and "
         f"{known if found.pairs_known else unknown}."
     )
 
@@ -163,6 +172,7 @@ def _describe_training(described: dict[str, Any], config: Config, history: Path)
     rows = {
         "recipe": config.recipe,
         "pretrained weights": f"{name}, in {loaded}" if weights["loaded_layers"] else "none",
+        "training images": f"{config.limit:,} at most" if config.limit else "all of the split's",
         "fitting": _describe_fitting(config, pd.read_csv(history)) if history.is_file() else "-",
         "seed": config.seed,
         "device": described["device"],
@@ -195,9 +205,6 @@ def _describe_evaluation(metrics: dict[str, Any] | None, subgroups: Path) -> str
         return "Not evaluated yet: `python -m skinlesion evaluate` does it."
     columns = {"single model": metrics["overall"]} | metrics.get("variants", {})
     columns.pop("single", None)  # is the first column
-    matrix = np.asarray(metrics["confusion_matrix"])
-    missed, cases = matrix[:, ~MALIGNANT].sum(axis=1), matrix.sum(axis=1)
-    mel = LABEL_OF["mel"]
     parts = [
         f"{metrics['n']:,} test images of {metrics['lesions']:,} lesions. In brackets, 95 % "
         f"intervals: percentiles of {metrics['draws']:,} bootstrap draws of lesions (not images: "
@@ -221,11 +228,11 @@ def _describe_evaluation(metrics: dict[str, Any] | None, subgroups: Path) -> str
         "Images of each class (row), and what the model took them for (column):",
         _make_table(
             ("", *LABEL_OF),
-            [(code, *map(_format, row)) for code, row in zip(LABEL_OF, matrix, strict=True)],
+            [
+                (code, *map(_format, row))
+                for code, row in zip(LABEL_OF, metrics["confusion_matrix"], strict=True)
+            ],
         ),
-        f"Taking the most probable class for the answer calls {missed[MALIGNANT].sum():,} of "
-        f"{cases[MALIGNANT].sum():,} malignant images benign, {missed[mel]:,} of {cases[mel]:,} "
-        "melanomas among them.",
     ]
     return "\n\n".join(
         parts
@@ -242,12 +249,12 @@ def _describe_calibration(found: Mapping[str, Any] | None) -> list[str]:
     return [
         "### Malignant or benign",
         "By the sum of the calibrated probabilities of the malignant classes, at thresholds chosen "
-        f"for a sensitivity on {found['validation_images']:,} validation images:",
+        f"on {found['validation_images']:,} validation images:",
         _make_table(
             ("chosen for", "threshold", "sensitivity", "specificity", "PPV", "NPV"),
             [
                 [
-                    f"{point['target_sensitivity']:.2f}",
+                    f"sensitivity {point['target_sensitivity']:.2f}",
                     _format({"value": point["threshold"]}),
                     *(_format(point[name]) for name in names),
                 ]
@@ -264,9 +271,9 @@ def _describe_calibration(found: Mapping[str, Any] | None) -> list[str]:
                 for name in ("ece", "brier", "log_loss")
             ],
         ),
-        f"**Prediction sets** that should hold the true class of {sets['target_coverage']:.2f} of "
-        f"the images hold that of {_format(sets['coverage'])}, with {_format(sets['mean_size'])} "
-        "classes on average. For a single class it can be fewer: see `metrics.json`.",
+        f"**Prediction sets** are meant to hold the true class of {sets['target_coverage']:.2f} of "
+        f"the images. They hold that of {_format(sets['coverage'])}, with "
+        f"{_format(sets['mean_size'])} classes on average; `metrics.json` has the share for each.",
     ]
 
 
@@ -286,7 +293,7 @@ def _describe_subgroups(csv: Path, draws: int) -> str:
             "malignant_auc": min(malignant, images - malignant),
             "sensitivity_mel": melanomas,
         }
-        name = f"{attribute}: {subgroup}".replace("localization", "site").replace("_", " ")
+        name = f"{ATTRIBUTES[attribute]}: {subgroup}".replace("_", " ")
         shown = [
             _format(figures[figure])
             if count >= LEAST_CASES and figures[figure]["draws_left_out"] <= draws / 2

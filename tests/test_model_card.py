@@ -183,7 +183,7 @@ class TestFigures:
     def test_operating_points_and_calibration(self, real_run):
         card, found = make_model_card(real_run), read_metrics(real_run)["calibration"]
         rows, point = find_table(card, ["chosen for"]), found["operating_points"][1]
-        assert rows["0.95"][:2] == [
+        assert rows["sensitivity 0.95"][:2] == [
             f"{point['threshold']:.3f}",
             format_figure(point["sensitivity"]),
         ]
@@ -191,13 +191,13 @@ class TestFigures:
         ece = [format_figure(found[stage]["ece"]) for stage in ("before", "after")]
         assert find_table(card, ["figure", "before", "after"])[OVERALL["ece"]] == ece
         coverage = format_figure(found["prediction_sets"]["coverage"])
-        assert f"true class of 0.90 of the images hold that of {coverage}" in card
+        assert f"true class of 0.90 of the images. They hold that of {coverage}" in card
 
     def test_without_a_threshold(self, real_run):
         found = read_metrics(real_run)["calibration"]
         found["operating_points"][0]["threshold"] = None
         change(real_run / "evaluation" / "metrics.json", calibration=found)
-        assert find_table(make_model_card(real_run), ["chosen for"])["0.90"][0] == "-"
+        assert find_table(make_model_card(real_run), ["chosen for"])["sensitivity 0.90"][0] == "-"
 
     def test_what_was_not_measured_is_said(self, real_run):
         metrics = read_metrics(real_run)
@@ -269,11 +269,13 @@ class TestTraining:
         history = pd.read_csv(real_run / "history.csv")
         worse = history.assign(epoch=2, val_loss=history["val_loss"] + 1)
         pd.concat([history, worse]).to_csv(real_run / "history.csv", index=False)
-        change(real_run / "config.json", commit="0123abc")
+        config = json.loads((real_run / "config.json").read_text())["config"] | {"limit": 1400}
+        change(real_run / "config.json", commit="0123abc", config=config)
         rows = find_table(make_model_card(real_run), ["", ""])
         loss = f"the lowest validation loss, {history['val_loss'][0]:.3f}"
         assert rows["fitting"] == [f"2 of 1 epochs; epoch 1 is kept, with {loss}"]
         assert (rows["seed"], rows["commit"]) == (["42"], ["0123abc"])
+        assert rows["training images"] == ["1,400 at most"]
         assert re.search(r"keras \d", rows["versions"][0])
 
     def test_of_a_regression(self, real_run):
@@ -308,7 +310,7 @@ class TestAudit:
     def test_of_a_clean_split(self, real_run):
         card = make_model_card(real_run)
         assert "**Leak audit:** no lesion is in more than one part of the split" in card
-        assert "whether one is under two ids is not known" in card
+        assert "whether one is there under two ids is not known" in card
 
     def test_of_a_split_that_leaks(self, real_run):
         split = read_split(real_run / "splits.csv")
@@ -324,7 +326,10 @@ class TestAudit:
     @pytest.mark.parametrize(
         ("part", "says"),
         [
-            ("train", "nor are known pairs of images that show one lesion under two ids (1; there"),
+            (
+                "train",
+                "none of the 1 known pairs of images that show one lesion under two ids is parted",
+            ),
             ("test", "lesions: 0; known pairs of images that show one lesion under two ids: 1."),
         ],
     )
