@@ -16,7 +16,7 @@ from skinlesion.calibration import Calibration, apply_temperature
 from skinlesion.dataset import MASKS_NAME, find_dataset, list_images
 from skinlesion.errors import InputError, name_some
 from skinlesion.evaluation import compare_predictions
-from skinlesion.files import read_json, write_csv, write_json
+from skinlesion.files import read_json, write_atomically, write_csv, write_json
 from skinlesion.input_pipeline import decode_image
 from skinlesion.isic_files import read_predictions_for, read_truth, write_predictions
 from skinlesion.labels import CLASS_CODES, LABEL_OF, SYNTHETIC_NOTE
@@ -41,7 +41,7 @@ SUM_TOLERANCE = 0.01
 
 
 def evaluate(run: Path, *, data: str | Path | None = None, tta: bool = False) -> dict[str, Any]:
-    """Predict the test images of a run, once, and write figures, tables and `metrics.json`.
+    """Predict the test images of a run, once; write figures, tables, `metrics.json`, model card.
 
     Test predictions that are there already are used again.
 
@@ -53,6 +53,7 @@ def evaluate(run: Path, *, data: str | Path | None = None, tta: bool = False) ->
     Returns:
         What `metrics.json` holds: see `report.write_report`.
     """
+    from skinlesion.model_card import make_model_card
     from skinlesion.predictor import Predictor
     from skinlesion.report import describe_metrics, write_report
 
@@ -81,6 +82,10 @@ def evaluate(run: Path, *, data: str | Path | None = None, tta: bool = False) ->
     )
     say(describe_metrics(metrics))
     say(f"evaluate: figures and tables in {run / 'evaluation'}")
+    card = make_model_card(run)
+    path = run / "evaluation" / "model_card.md"
+    write_atomically(path, lambda part: part.write_text(card, encoding="utf-8"))
+    say(f"evaluate: what to know about the model, as a model card, in {path}")
     return metrics
 
 

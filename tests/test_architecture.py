@@ -40,6 +40,7 @@ ORDER = [
     "predictor",
     "report",
     "runs",
+    "model_card",
     "workflow",
     "assessment",
     "app",

@@ -72,6 +72,7 @@ class TestEvaluate:
         assert {path.name for path in (evaluated / "evaluation").iterdir()} == {
             "metrics.json",
             "metrics.csv",
+            "model_card.md",
             "classification_report.csv",
             "confusion_matrix.csv",
             "operating_points.csv",
@@ -154,6 +155,7 @@ class TestExternal:
             [trained_run], truth.parent / "images", truth, tmp_path / "out"
         )
         assert (metrics["n"], metrics["lesions"]) == (21, 21)
+        assert not (tmp_path / "out" / "model_card.md").exists()
         names, y_prob = read_predictions(tmp_path / "out" / "predictions.csv")
         paths = [truth.parent / "images" / f"{name}.jpg" for name in names]
         assert np.allclose(Predictor.load(trained_run).predict_probabilities(paths), y_prob)
