@@ -9,7 +9,6 @@ in OUT are kept and, when interrupted, resumed. Expect some minutes a variant on
 """
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from skinlesion.evaluation import compare_predictions, compute_metrics, format_f
 from skinlesion.files import write_csv
 from skinlesion.isic_files import read_predictions_for
 from skinlesion.runs import read_part
+from skinlesion.workspace import default_weights
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe": {},
@@ -78,19 +78,21 @@ def main() -> None:
     parser.add_argument("--data", type=Path, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--recipe", default="default")
-    parser.add_argument("--weights", metavar="FILE")
+    parser.add_argument("--weights", default=default_weights(), metavar="FILE")
     parser.add_argument("--limit", type=int, metavar="N")
     parser.add_argument("--epochs", type=int, metavar="N")
     parser.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"))
     parser.add_argument("--seed", type=int, metavar="N")
-    parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument(
+        "--only", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="rows of the table"
+    )
     given = vars(parser.parse_args())
     data, out, recipe, only = (given.pop(name) for name in ("data", "out", "recipe", "only"))
     rows = []
     for name in dict.fromkeys(["recipe", *only]):
-        run, started = out / name.replace(" ", "-"), time.monotonic()
+        run = out / name.replace(" ", "-")
         workflow.train(data, run, make_config(recipe, **given | VARIANTS[name]))
-        minutes = round((time.monotonic() - started) / 60, 1)
+        minutes = round(pd.read_csv(run / "history.csv")["seconds"].sum() / 60, 1)
         rows.append({"variant": name} | describe(run, out / "recipe") | {"minutes": minutes})
         write_csv(out / "ablation.csv", pd.DataFrame(rows))
         print(pd.DataFrame(rows).to_string(index=False), flush=True)

@@ -12,10 +12,12 @@ from skinlesion.files import write_atomically
 from skinlesion.workspace import say
 
 MEMORY_BUDGET = 4 * 2**30
-"""Bytes of an array that is kept in memory; a larger one goes into a file. HAM10000's training and
-validation images take 1.3 GB at 224x224."""
+"""Bytes up to which an array, each by itself, is kept in memory; a larger one goes into a file.
+HAM10000's training and validation images take 1.3 GB at 224x224."""
 KEPT_DAYS = 30
 """Files that were not used for so long are deleted when a new one is written."""
+KEPT_DAYS_UNFINISHED = 1
+"""The same for what a killed process left unfinished."""
 
 
 def make_key(*parts: bytes | str | np.ndarray) -> str:
@@ -69,7 +71,9 @@ def make_array(
     if not _is_whole(path, key, needed):
         _delete_old(folder)
         say(f"cache: writing {needed / 1e9:.1f} GB to {path}, for this run and later ones")
-        write_atomically(path, lambda part: _write(part, shape, dtype, chunks, key))
+        # Under a name of its own: another process may be making the same.
+        own = folder / f"{key}.{os.getpid()}.npy"
+        write_atomically(own, lambda part: _write(part, shape, dtype, chunks, key)).replace(path)
     os.utime(path)
     return np.load(path, mmap_mode="r")
 
@@ -97,5 +101,6 @@ def _is_whole(path: Path, key: str, needed: int) -> bool:
 
 def _delete_old(folder: Path) -> None:
     for path in folder.glob("*.npy"):
-        if time.time() - path.stat().st_mtime > KEPT_DAYS * 24 * 3600:
+        days = KEPT_DAYS_UNFINISHED if "." in path.stem else KEPT_DAYS
+        if time.time() - path.stat().st_mtime > days * 24 * 3600:
             path.unlink(missing_ok=True)

@@ -42,7 +42,8 @@ class Checkpoints:
         """
 
         def write(part: Path) -> None:
-            model.save_weights(part / "model.weights.h5")
+            # Not as HDF5, whose library crashes on a full disk.
+            np.savez(part / "weights.npz", *model.get_weights())
             state = [keras.ops.convert_to_numpy(variable) for variable in optimizer.variables]
             np.savez(part / "optimizer.npz", *state)
             write_json(part / "history.json", rows)
@@ -54,7 +55,8 @@ class Checkpoints:
 
     def restore_model(self, model: keras.Model, epoch: int) -> None:
         """Give `model` the weights that it had after an epoch, numbered from 1."""
-        model.load_weights(self._path(epoch) / "model.weights.h5")
+        with np.load(self._path(epoch) / "weights.npz") as weights:
+            model.set_weights(list(weights.values()))
 
     def restore_optimizer(self, optimizer: keras.optimizers.Optimizer, epoch: int) -> None:
         """The same for an optimizer that is built."""

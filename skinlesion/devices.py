@@ -6,6 +6,7 @@ import platform
 import tensorflow as tf
 
 from skinlesion.config import Config, Precision
+from skinlesion.errors import InputError
 
 CPU_CORE_RATE = 10
 """Training images a second and core at 128x128, seen on a server's processor."""
@@ -20,10 +21,20 @@ def make_strategy() -> tf.distribute.Strategy:
     """One that uses every GPU of this machine.
 
     The batch of the settings is divided among the GPUs, so that a run has the same steps, the same
-    learning rates and, BatchNorm being synchronised, the same result however many there are.
+    learning rates and, BatchNorm being synchronised, the same result however many there are, but
+    for what is random: each GPU draws the same augmentation for its own images.
     """
     several = len(tf.config.list_logical_devices("GPU")) > 1
     return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
+
+
+def require_even_shares(batch_size: int, devices: int) -> None:
+    """Raise `InputError` unless a batch can be divided among the GPUs."""
+    if batch_size % devices:
+        raise InputError(
+            f"a batch of {batch_size} images cannot be shared out evenly among {devices} GPUs: "
+            "choose a multiple with --batch-size"
+        )
 
 
 def choose_precision(wanted: Precision) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -209,15 +210,20 @@ def make_dataset(
     one_hot = np.eye(NUM_CLASSES, dtype=np.float32)[labels]
     order = np.arange(len(labels)) if order is None else order
 
+    # TensorFlow keeps the function until the process ends: it must not hold the images.
+    held = weakref.proxy(images)
+
     def gather(indices: np.ndarray) -> np.ndarray:
-        return images[indices]
+        return held[indices]
 
     def assemble(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         batch = tf.numpy_function(gather, [indices], images.dtype)
         batch = tf.ensure_shape(batch, (None, *images.shape[1:]))
         return batch, tf.gather(one_hot, indices), tf.gather(weights, indices)
 
-    return tf.data.Dataset.from_tensor_slices(order).batch(batch_size).map(assemble).prefetch(2)
+    batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size).map(assemble).prefetch(2)
+    batches.images = images  # lives as long as the dataset
+    return batches
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -175,7 +175,7 @@ def _describe_training(described: dict[str, Any], config: Config, history: Path)
         "training images": f"{config.limit:,} at most" if config.limit else "all of the split's",
         "fitting": _describe_fitting(config, pd.read_csv(history)) if history.is_file() else "-",
         "seed": config.seed,
-        "device": described["device"],
+        "device": ", ".join(filter(None, [described["device"], described.get("precision")])),
         "versions": ", ".join(versions),
         "commit": described["commit"] or "not known: an installed package",
         "data": f"SHA-256 {described['dataset']['fingerprint']}",

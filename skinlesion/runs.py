@@ -69,10 +69,14 @@ def choose_config(run: Path, recipe: str | None, **overrides: Any) -> Config:
         recipe: None is `default` for a new run.
         **overrides: fields of `Config`; a value of None keeps what is there.
     """
-    if recipe is None and is_begun(run):
-        given = {name: value for name, value in overrides.items() if value is not None}
-        return config_from_dict(read_run_config(run).to_dict() | given)
-    return make_config(recipe or "default", **overrides)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if is_begun(run):
+        known = read_run_config(run)
+        if recipe is None:
+            return config_from_dict(known.to_dict() | given)
+        # Those that were found when it was begun, which may not be the recipe's.
+        given = {"weights": known.weights} | given
+    return make_config(recipe or "default", **given)
 
 
 def require_same_run(run: Path, config: Config, table: pd.DataFrame, split: pd.DataFrame) -> None:
@@ -122,6 +126,11 @@ def require_same_weights(run: Path, described: dict[str, Any]) -> None:
         )
 
 
+def read_precision(run: Path) -> str | None:
+    """The precision that a run was begun with, which its checkpoints have; None: not known."""
+    return read_json(run / "config.json").get("precision")
+
+
 def read_part(run: Path, part: str) -> pd.DataFrame:
     """The images of one part of the run's split: `image_id`, `lesion_id`, `dx`, `label`."""
     split = read_split(run / "splits.csv")
@@ -150,6 +159,7 @@ def describe_run(
     table: pd.DataFrame,
     *,
     device: str,
+    precision: str,
     synthetic: bool,
     splits: Path | None,
 ) -> dict[str, Any]:
@@ -172,6 +182,7 @@ def describe_run(
         | {name: _version(name) for name in LIBRARIES},
         "commit": _commit(),
         "device": device,
+        "precision": precision,
     }
 
 

@@ -144,6 +144,9 @@ def fit(
     rows = checkpoints.read_history()
     if rows:
         say(f"train: going on after epoch {len(rows)}")
+        # It may have ended between the checkpoint and this file.
+        write_csv(run / "history.csv", pd.DataFrame(rows))
+        on_epoch(pd.DataFrame(rows))
     weights = balanced_class_weights(train[1]) if config.class_weights == "balanced" else None
     replicas = model.distribute_strategy.num_replicas_in_sync
     writer = tf.summary.create_file_writer(str(run / "tensorboard"))
@@ -201,13 +204,18 @@ class Trainer(keras.Model):
         network: what is trained.
         augmentation: from float images to the same.
         mixing: blends images and labels; None leaves them alone.
+        precision: the dtype policy of the network's layers; with half precision, Keras scales the
+            loss. None is that of the network itself.
     """
 
     def __init__(
-        self, network: keras.Model, augmentation: keras.Model, mixing: Mixing | None = None
+        self,
+        network: keras.Model,
+        augmentation: keras.Model,
+        mixing: Mixing | None = None,
+        precision: keras.DTypePolicy | None = None,
     ) -> None:
-        # The precision of the network: with half precision, Keras scales the loss.
-        super().__init__(dtype=network.dtype_policy)
+        super().__init__(dtype=precision or network.dtype_policy)
         self.network, self.augmentation, self.mixing = network, augmentation, mixing
 
     def call(self, images: Any, training: bool = False) -> Any:
@@ -239,7 +247,10 @@ def compile_trainer(trainer: Trainer, config: Config, phase: Phase, *, steps: in
             )
         else:
             loss = keras.losses.CategoricalCrossentropy(label_smoothing=smoothing)
-        trainer.compile(optimizer, loss, metrics=["accuracy"], weighted_metrics=[])
+        # Rotation and mixing have no XLA kernels, and on a single GPU Keras would choose XLA.
+        trainer.compile(
+            optimizer, loss, metrics=["accuracy"], weighted_metrics=[], jit_compile=False
+        )
         trainer.optimizer.build(trainer.trainable_variables)
 
 
@@ -309,24 +320,31 @@ def _make_trainer(
     if stage and augmentation:
         lower, network = split_model(model, stage, config.preprocessing)
         say(f"train: computing the output of the frozen stages up to {stage} once")
-        arrays = [_compute_features(lower, part, config.batch_size, cache) for part in images]
+        facts = f"{stage} {config.preprocessing} {model.dtype_policy.name}"
+        arrays = [
+            _compute_features(lower, part, config.batch_size, facts, cache) for part in images
+        ]
     with model.distribute_strategy.scope():
         synchronize_batch_norm(model, model.distribute_strategy.num_replicas_in_sync > 1)
         mixing = None
         if config.mixing != "none":
             mixing = Mixing(config.mixing, alpha=config.mixing_alpha, seed=config.seed)
         augmentation = augmentation or make_augmentation(config.augmentation, seed=config.seed)
-        return Trainer(network, augmentation, mixing), arrays
+        # A part that was split off has forgotten the precision that its layers have.
+        return Trainer(network, augmentation, mixing, model.dtype_policy), arrays
 
 
 def _compute_features(
-    lower: keras.Model, images: np.ndarray, batch_size: int, cache: Path | None
+    lower: keras.Model, images: np.ndarray, batch_size: int, facts: str, cache: Path | None
 ) -> np.ndarray:
-    """The output of `lower` for each image, in half precision, which is plenty for features."""
+    """The output of `lower` for each image, in half precision, which is plenty for features.
+
+    `facts` says what `lower` does beside its weights.
+    """
     batches = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
     maps = run_batches(lower, batches, len(images), "frozen stages")
     halved = (batch.astype(np.float16) for batch in maps)
-    key = make_key(images, *lower.get_weights()) if cache else ""
+    key = make_key(images, facts, *lower.get_weights()) if cache else ""
     shape = (len(images), *lower.output_shape[1:])
     return make_array(shape, np.float16, halved, key=key, folder=cache)
 

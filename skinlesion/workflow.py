@@ -37,6 +37,7 @@ from skinlesion.runs import (
     is_begun,
     is_finished,
     is_same_split,
+    read_precision,
     read_run_config,
     require_same_run,
     require_same_weights,
@@ -287,8 +288,12 @@ def train(
     from skinlesion import devices, training
 
     training.seed_everything(config)
-    precision = devices.choose_precision(config.precision)
-    with devices.make_strategy().scope():
+    # A run that goes on keeps the precision of its checkpoints, also on another device.
+    begun_with = read_precision(run) if begun else None
+    precision = begun_with or devices.choose_precision(config.precision)
+    strategy = devices.make_strategy()
+    devices.require_even_shares(config.batch_size, strategy.num_replicas_in_sync)
+    with strategy.scope():
         model, loaded = _build_model(config, precision, may_do_without_weights=synthetic)
     say(f"train: {loaded}")
     # Only now is the run directory touched: a mistake above leaves nothing behind.
@@ -296,7 +301,8 @@ def train(
         config,
         loaded,
         table,
-        device=f"{devices.describe_device()}, {precision}",
+        device=devices.describe_device(),
+        precision=precision,
         synthetic=synthetic,
         splits=splits,
     )
@@ -312,7 +318,7 @@ def train(
     }
     say(
         f"train: {training.describe_plan(config, loaded)} on {described['device']}, "
-        f"{devices.estimate_duration(config, len(rows['train']))}"
+        f"{precision}, {devices.estimate_duration(config, len(rows['train']))}"
     )
     sets = {name: (decoded[name], part["label"].to_numpy()) for name, part in rows.items()}
     try:

@@ -65,6 +65,27 @@ def test_an_interruption_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+TWO = """
+import sys
+import numpy as np
+from pathlib import Path
+from skinlesion.cache import make_array
+make_array((4,), int, [np.arange(4)], key="a" * 64, folder=Path(sys.argv[1]), budget=0)
+"""
+
+
+def test_two_processes_may_make_the_same_file(tmp_path):
+    def while_another_makes_it():
+        yield np.arange(2)
+        subprocess.run([sys.executable, "-c", TWO, tmp_path], check=True)
+        yield np.arange(2, 4)
+
+    key = "a" * 64
+    array = make_array((4,), int, while_another_makes_it(), key=key, folder=tmp_path, budget=0)
+    assert array.tolist() == [0, 1, 2, 3]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{key}.npy"]
+
+
 def test_files_that_nobody_used_for_long_are_deleted(tmp_path):
     make(tmp_path)
     (path,) = tmp_path.iterdir()

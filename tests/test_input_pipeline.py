@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -176,3 +179,13 @@ class TestOrder:
         assert drawn.sum() == 1000
         # A third each; the standard deviation of such a count is 15.
         assert np.abs(drawn[[0, 4, 5]] - 1000 / 3).max() < 60
+
+
+def test_images_are_given_up_with_their_dataset():
+    images = np.zeros((8, 4, 4, 3), np.uint8)
+    dataset, alive = make_dataset(images, np.zeros(8, int), batch_size=4), weakref.ref(images)
+    del images
+    assert sum(len(batch) for batch, _, _ in dataset) == 8
+    del dataset
+    gc.collect()
+    assert alive() is None

@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skinlesion import workflow
+from skinlesion import devices, training, workflow
 from skinlesion.config import make_config
 from skinlesion.errors import InputError
+from skinlesion.files import write_csv
 from skinlesion.predictor import Predictor
+from skinlesion.runs import choose_config
 
 TIMES = ["seconds", "images_per_second"]
 
@@ -64,7 +66,7 @@ def test_a_run_killed_twice_ends_as_one_that_was_not(arguments, uninterrupted, t
     assert len(history(run)) == 1
     # Left by a process that died while it wrote.
     (run / "checkpoints" / ".epoch-0002.part").mkdir()
-    (run / "checkpoints" / ".epoch-0002.part" / "model.weights.h5").write_text("half")
+    (run / "checkpoints" / ".epoch-0002.part" / "weights.npz").write_text("half")
     kill_after(command, "epoch 3 of 4")
     # The run alone says what to go on with.
     alone = [*command[:4], "--data", command[5], "--run", str(run)]
@@ -103,6 +105,50 @@ def test_a_time_limit_stops_and_the_same_call_goes_on(begun, sample, capsys):
     workflow.train(sample, run, config)
     assert Predictor.load(run).bundle.info.synthetic
     assert (run / "learning_curves.png").is_file()
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """The next training ends after its first checkpoint, before `history.csv` is written."""
+
+    def interrupt(*arguments):
+        monkeypatch.setattr(training, "write_csv", write_csv)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "write_csv", interrupt)
+
+
+def test_the_history_has_the_last_epoch_too(begun, sample, interrupted):
+    run, config = begun
+    with pytest.raises(KeyboardInterrupt):
+        workflow.train(sample, run, config)
+    assert not (run / "history.csv").exists()
+    workflow.train(sample, run, config)
+    assert history(run)["epoch"].tolist() == [1]
+
+
+def test_a_run_keeps_its_precision_on_another_device(begun, sample, capsys):
+    run, config = begun
+    described = (run / "config.json").read_text()
+    assert '"precision": "float32"' in described
+    (run / "config.json").write_text(described.replace('"float32"', '"mixed_float16"'))
+    workflow.train(sample, run, config, time_limit=1e-9)
+    assert ", mixed_float16, very roughly" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(32, 3), (7, 2)])
+def test_a_batch_that_gpus_cannot_share_is_refused(batch_size, count):
+    with pytest.raises(InputError, match=f"batch of {batch_size} images .* {count} GPUs: choose"):
+        devices.require_even_shares(batch_size, count)
+    devices.require_even_shares(batch_size * count, count)
+
+
+def test_the_same_command_goes_on_although_weights_came_from_the_environment(begun):
+    run, config = begun
+    for recipe in (None, "default"):
+        again = choose_config(run, recipe, weights=None, image_size=(32, 32), epochs=1, limit=14)
+        assert again == config
+    assert choose_config(run, "default", weights="imagenet").weights == "imagenet"
 
 
 def test_other_settings_are_refused_with_the_difference(begun, sample):
@@ -176,9 +222,9 @@ fit(model, loaded, config, train=images(25), validation=images(17), run=Path(sys
 
 def test_two_devices_train_as_one(tmp_path):
     found = []
-    for devices in (1, 2):
-        run = tmp_path / str(devices)
-        command = [sys.executable, "-c", STRATEGY, str(devices), str(run)]
+    for count in (1, 2):
+        run = tmp_path / str(count)
+        command = [sys.executable, "-c", STRATEGY, str(count), str(run)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(history(Path(run)))
