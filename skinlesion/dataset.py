@@ -9,11 +9,13 @@ from pathlib import Path
 
 from skinlesion.downloads import METADATA_NAME, download_dataset
 from skinlesion.errors import InputError, name_some
+from skinlesion.labels import SYNTHETIC_NOTE
 from skinlesion.workspace import (
     KAGGLE_MOUNTS,
     default_cache_dir,
     default_images_dir,
     progress_bar,
+    say,
 )
 
 SAMPLE_MARKER = "SYNTHETIC_SAMPLE.json"
@@ -69,8 +71,12 @@ def find_images(data: str | Path | None, work: Path) -> Path:
     """
     gathered = default_images_dir(work)
     if data is None and (gathered / METADATA_NAME).is_file():
-        return gathered
-    return find_dataset(data)
+        found = gathered
+    else:
+        found = find_dataset(data)
+    if is_sample(found):
+        say(SYNTHETIC_NOTE)
+    return found
 
 
 def is_sample(data: Path) -> bool:
