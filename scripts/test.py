@@ -23,6 +23,7 @@ ON_OTHER_STACKS = (
     "app",
     "augmentation",
     "bundle",
+    "devices",
     "exports",
     "input_pipeline",
     "isic_files",
