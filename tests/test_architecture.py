@@ -32,6 +32,7 @@ ORDER = [
     "isic_files",
     "evaluation",
     "calibration",
+    "foreign",
     "explanation",
     "plots",
     "bundle",
