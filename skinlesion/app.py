@@ -18,10 +18,13 @@ TITLE = "Skin lesion classifier"
 NOTICE = f"""\
 **{DISCLAIMER}** A confident answer can be wrong; whoever worries about a spot on their skin should
 see a doctor."""
+FOREIGN = """\
+This does not look like a dermatoscopic image of a lesion: the confidences mean nothing."""
 ABOUT = """\
 Upload a dermatoscopic image: a close-up taken through a dermatoscope, one lesion in the middle. The
 network knows seven diagnoses and always answers with these, whatever the image shows: a photograph
-of anything else gets an answer that means nothing. The confidences add up to 100 %."""
+of anything else gets an answer that means nothing, and in most cases a warning. The confidences add
+up to 100 %."""
 
 
 def build_app(predictor: Predictor) -> gr.Blocks:
@@ -39,6 +42,8 @@ def build_app(predictor: Predictor) -> gr.Blocks:
             prediction = predictor.predict(image)
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from error
+        if prediction.is_foreign:
+            gr.Warning(FOREIGN)
         return dict(zip(CLASS_NAMES, prediction.probabilities.values(), strict=True))
 
     info = predictor.bundle.info

@@ -15,8 +15,9 @@ import pandas as pd
 from skinlesion.calibration import Calibration, apply_temperature
 from skinlesion.dataset import MASKS_NAME, find_dataset, list_images
 from skinlesion.errors import InputError, name_some
-from skinlesion.evaluation import compare_predictions
+from skinlesion.evaluation import compare_predictions, compute_share, draw_weights
 from skinlesion.files import read_json, write_atomically, write_csv, write_json
+from skinlesion.foreign import is_foreign
 from skinlesion.input_pipeline import decode_image
 from skinlesion.isic_files import read_predictions_for, read_truth, write_predictions
 from skinlesion.labels import CLASS_CODES, LABEL_OF, SYNTHETIC_NOTE
@@ -68,7 +69,8 @@ def evaluate(run: Path, *, data: str | Path | None = None, tta: bool = False) ->
     if tta or (run / "predictions_test_tta.csv").is_file():
         averaged = _predict_once(predictor, rows, run / "predictions_test_tta.csv", tta=True)
         variants = {"single": y_prob, "test-time augmentation": averaged}
-    extra = _measure_explanation(predictor, rows, y_prob, source / MASKS_NAME)
+    heat = _measure_explanation(predictor, rows, y_prob, source / MASKS_NAME)
+    extra = {"explanation": heat, "foreign_image_gate": _measure_gate(predictor, rows)}
     metrics = write_report(
         run / "evaluation",
         rows,
@@ -77,7 +79,7 @@ def evaluate(run: Path, *, data: str | Path | None = None, tta: bool = False) ->
         variants=variants,
         synthetic=predictor.bundle.info.synthetic,
         seed=read_run_config(run).seed,
-        extra={"explanation": extra} if extra else None,
+        extra={name: found for name, found in extra.items() if found},
         figures=_draw_history(run) | {"explanations": plot_explanations(predictor, rows, y_prob)},
     )
     say(describe_metrics(metrics))
@@ -416,6 +418,25 @@ def _measure_explanation(
     if not all(path.is_file() for path in outlines):
         return None
     return measure_heat(predictor.explain(list(rows["path"]), y_prob.argmax(axis=1)), outlines)
+
+
+def _measure_gate(predictor: "Predictor", rows: pd.DataFrame) -> dict[str, Any] | None:
+    """The share of lesions that the gate for foreign images lets in, with 95 % intervals."""
+    gate = predictor.bundle.gate
+    if gate is None:
+        return None
+    scores = gate.compute_scores(predictor.describe(list(rows["path"])))
+    weights, _ = draw_weights(len(rows), rows["lesion_id"].to_numpy())
+    let_in, labels = ~is_foreign(scores), rows["label"].to_numpy()
+    return {
+        "threshold": gate.threshold,
+        "let_in": compute_share(let_in, np.ones(len(rows)), weights),
+        "per_class": {
+            code: {"support": int((labels == label).sum())}
+            | {"let_in": compute_share(let_in, labels == label, weights)}
+            for label, code in enumerate(CLASS_CODES)
+        },
+    }
 
 
 def _draw_history(run: Path) -> dict[str, "Figure | SubFigure"]:

@@ -1,19 +1,23 @@
 """The model directory that leaves training and enters prediction."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+import shutil
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from skinlesion.config import Resize
 from skinlesion.errors import InputError
 from skinlesion.files import read_json, write_folder_atomically, write_json
+from skinlesion.foreign import ForeignGate, gate_from
 from skinlesion.labels import CLASS_CODES
 
 MODEL_NAME = "model.keras"
 INFO_NAME = "bundle.json"
+GATE_NAME = "gate.npz"
 SUMS_NAME = "SHA256SUMS"
 
 
@@ -28,7 +32,8 @@ class BundleInfo:
         recipe: name of the recipe.
         synthetic: whether the model was trained on the synthetic sample.
         calibration: `calibration.Calibration` as a dictionary; None until it is fitted.
-        foreign_image_gate: reserved for the threshold that turns away foreign images; None: none.
+        foreign_image_gate: `foreign.ForeignGate` as a dictionary, whose arrays are in `gate.npz`;
+            None: nothing turns away foreign images.
     """
 
     labels: tuple[str, ...]
@@ -46,18 +51,38 @@ class Bundle:
 
     model: keras.Model
     info: BundleInfo
+    gate: ForeignGate | None = None
 
 
 def save_bundle(bundle: Bundle, folder: Path) -> Path:
-    """Write `model.keras`, `bundle.json` and the SHA-256 of both; the folder appears complete."""
+    """Write the model, what belongs to it, and the SHA-256 of all; the folder appears complete."""
 
     def write(part: Path) -> None:
         bundle.model.save(part / MODEL_NAME)
-        write_json(part / INFO_NAME, asdict(bundle.info))
-        sums = [f"{_sha256(part / name)}  {name}\n" for name in (MODEL_NAME, INFO_NAME)]
-        (part / SUMS_NAME).write_text("".join(sums))
+        _write_facts(part, bundle.info, bundle.gate)
 
     return write_folder_atomically(folder, write)
+
+
+def save_gate(run: Path, gate: ForeignGate) -> Path:
+    """Put another gate into the bundle of a run or a bundle by itself; the network's file stays."""
+    folder, info = find_bundle(run), load_bundle(run).info
+
+    def write(part: Path) -> None:
+        shutil.copy2(folder / MODEL_NAME, part)
+        _write_facts(part, info, gate)
+
+    return write_folder_atomically(folder, write)
+
+
+def _write_facts(part: Path, info: BundleInfo, gate: ForeignGate | None) -> None:
+    described = gate.to_dict() if gate else None
+    write_json(part / INFO_NAME, asdict(replace(info, foreign_image_gate=described)))
+    if gate:
+        np.savez(part / GATE_NAME, allow_pickle=False, **gate.to_arrays())
+    names = (MODEL_NAME, INFO_NAME, *([GATE_NAME] if gate else []))
+    sums = [f"{_sha256(part / name)}  {name}\n" for name in names]
+    (part / SUMS_NAME).write_text("".join(sums))
 
 
 def load_bundle(run: Path) -> Bundle:
@@ -72,10 +97,7 @@ def load_bundle(run: Path) -> Bundle:
     folder = find_bundle(run)
     sums = _read_sums(folder / SUMS_NAME)
     for name in (MODEL_NAME, INFO_NAME):
-        expected = sums.get(name)
-        path = folder / name
-        if not path.is_file() or _sha256(path) != expected:
-            raise InputError(f"{path}: damaged or changed since training; copy it again or retrain")
+        _require_whole(folder / name, sums)
     settings = read_json(folder / INFO_NAME)
     try:
         info = BundleInfo(
@@ -86,7 +108,12 @@ def load_bundle(run: Path) -> Bundle:
         raise InputError(f"{folder / INFO_NAME}: does not fit this version ({error})") from error
     if info.labels != CLASS_CODES:
         raise InputError(f"{folder}: made for labels {info.labels}, not {CLASS_CODES}")
-    return Bundle(keras.saving.load_model(folder / MODEL_NAME, compile=False), info)
+    gate = None
+    if info.foreign_image_gate is not None:
+        _require_whole(folder / GATE_NAME, sums)
+        with np.load(folder / GATE_NAME, allow_pickle=False) as arrays:
+            gate = gate_from(info.foreign_image_gate, dict(arrays))
+    return Bundle(keras.saving.load_model(folder / MODEL_NAME, compile=False), info, gate)
 
 
 def find_bundle(run: Path) -> Path:
@@ -116,6 +143,11 @@ def _read_sums(path: Path) -> dict[str, str]:
         return {name: digest for digest, _, name in lines}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}); the bundle is incomplete") from error
+
+
+def _require_whole(path: Path, sums: dict[str, str]) -> None:
+    if not path.is_file() or _sha256(path) != sums.get(path.name):
+        raise InputError(f"{path}: damaged or changed since training; copy it again or retrain")
 
 
 def _sha256(path: Path) -> str:

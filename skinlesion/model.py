@@ -166,6 +166,28 @@ def split_model(
     return keras.Model(inputs, lower), keras.Model(features, x)
 
 
+def add_features(model: keras.Model, stage: str) -> keras.Model:
+    """A classifier that also says how it sees an image: both come from one pass.
+
+    Args:
+        model: from `build_model`; shares its layers with the result.
+        stage: `conv2` to `conv5`, not above the model's own top stage.
+
+    Returns:
+        From images to probabilities, float (b, 7), and the pooled output of the stage, float
+        (b, channels).
+    """
+    backbone = model.get_layer(BACKBONE_NAME)
+    maps = backbone.get_layer(STAGE_OUTPUTS[stage]).output
+    # Operations, not layers: preprocessing is made of functions, which `layers` leaves out.
+    position = model.operations.index(backbone)
+    inner = keras.Model(backbone.input, [maps, backbone.output])
+    maps, x = inner(model.operations[position - 1].output)
+    for layer in model.operations[position + 1 :]:
+        x = layer(x)
+    return keras.Model(model.input, [x, keras.layers.GlobalAveragePooling2D()(maps)])
+
+
 def _preprocess(inputs: keras.KerasTensor, preprocessing: Preprocessing) -> keras.KerasTensor:
     if preprocessing == "imagenet":
         return keras.applications.resnet50.preprocess_input(inputs)

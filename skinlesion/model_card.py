@@ -42,6 +42,10 @@ HUB_METRICS = {"balanced_accuracy": "balanced_accuracy", "macro_f1": "f1", "macr
 """Figures that the header gives, and what the Hub calls such metrics."""
 ATTRIBUTES = {"sex": "sex", "age": "age", "localization": "site", "dx_type": "diagnosed by"}
 NO_GATE = "Nothing turns away images of something else."
+GATE = (
+    "`predict` and the demo say when an image is farther from the training images than 95 % of "
+    "the validation images are"
+)
 PER_CLASS = ("sensitivity", "specificity", "ppv", "auc", "average_precision")
 
 
@@ -79,7 +83,7 @@ def make_model_card(run: Path) -> str:
         audit=_describe_audit(split),
         training=_describe_training(described, config, run / "history.csv"),
         evaluation=_describe_evaluation(metrics, run / "evaluation" / "subgroups.csv"),
-        gate="" if info["foreign_image_gate"] else NO_GATE,
+        gate=_describe_gate(metrics) if info["foreign_image_gate"] else NO_GATE,
     )
     return f"---\n{header.to_yaml()}\n---\n\n{body}"
 
@@ -127,6 +131,13 @@ def _describe_headline(metrics: dict[str, Any] | None) -> str:
         f"{cases[MALIGNANT].sum():,} malignant images benign, {missed[mel]:,} of {cases[mel]:,} "
         "melanomas among them."
     )
+
+
+def _describe_gate(metrics: dict[str, Any] | None) -> str:
+    found = (metrics or {}).get("foreign_image_gate")
+    if not found:
+        return f"{GATE}."
+    return f"{GATE}; of the test images, they let in a share of {_format(found['let_in'])}."
 
 
 def _count_classes(split: pd.DataFrame) -> str:

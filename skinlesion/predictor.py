@@ -1,11 +1,11 @@
 """Images in, predictions out: the only code that turns images into predictions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -15,8 +15,10 @@ from skinlesion.bundle import Bundle, load_bundle
 from skinlesion.calibration import Calibration, calibration_from_dict
 from skinlesion.errors import InputError
 from skinlesion.exports import Network, open_onnx
+from skinlesion.foreign import STAGE, is_foreign
 from skinlesion.input_pipeline import decode_image, load_images
 from skinlesion.labels import CLASS_CODES, CLASS_NAMES
+from skinlesion.model import add_features, top_stage_of
 from skinlesion.workspace import progress_bar
 
 BATCH_SIZE = 32
@@ -32,10 +34,18 @@ class Prediction:
     Attributes:
         image: name of the file without its ending.
         probabilities: `dx` code to probability in [0, 1]; they add up to 1.
+        foreign_score: how far the image is from the training images, as a multiple of the distance
+            that 95 % of the validation images keep; None: the model has no gate.
     """
 
     image: str
     probabilities: dict[str, float]
+    foreign_score: float | None = None
+
+    @property
+    def is_foreign(self) -> bool | None:
+        """Whether this does not look like a dermatoscopic image; None: the model has no gate."""
+        return None if self.foreign_score is None else bool(is_foreign(self.foreign_score))
 
     @property
     def code(self) -> str:
@@ -63,8 +73,7 @@ class Predictor:
 
     def __init__(self, bundle: Bundle, network: Network | None = None) -> None:
         self.bundle = bundle
-        if network is not None:
-            self._network = network
+        self._given = network
 
     @classmethod
     def load(cls, run: str | Path, *, engine: Engine = "keras") -> "Predictor":
@@ -73,7 +82,8 @@ class Predictor:
         Args:
             run: its folder.
             engine: `onnx` predicts with ONNX Runtime, from `model.onnx` in the bundle, which is
-                made when it is not there; probabilities differ by 1e-4 at most.
+                made when it is not there; probabilities differ by 1e-4 at most. The score of
+                foreign images comes from the lower half of the Keras model then.
 
         Raises:
             InputError: as `load_bundle`, with `onnx` as `exports.open_onnx` too.
@@ -88,12 +98,50 @@ class Predictor:
             raise InputError("this model was not calibrated: train it again")
         return calibration_from_dict(self.bundle.info.calibration)
 
+    @property
+    def stage(self) -> str:
+        """The stage of the network that features come from: the gate's, or what a new one takes."""
+        gate = self.bundle.gate
+        return gate.stage if gate else min(STAGE, top_stage_of(self.bundle.model))
+
     def predict(self, path: str | Path) -> Prediction:
         """Predict one image file. Raises: `InputError` when it is no image."""
         info = self.bundle.info
         image = decode_image(path, image_size=info.image_size, resize=info.resize)
-        y_prob = self.predict_images(image[np.newaxis])[0]
-        return Prediction(Path(path).stem, dict(zip(CLASS_CODES, map(float, y_prob), strict=True)))
+        y_prob, scores = self.judge_images(image[np.newaxis])
+        probabilities = dict(zip(CLASS_CODES, map(float, y_prob[0]), strict=True))
+        return Prediction(
+            Path(path).stem, probabilities, None if scores is None else float(scores[0])
+        )
+
+    def judge(self, paths: Sequence[str | Path]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Predict many image files, and say how foreign they are: see `judge_images`."""
+        return _join([self.judge_images(batch) for batch in self._batches(paths, "predicting")])
+
+    def judge_images(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Predict decoded images, and say how foreign they are, in one pass.
+
+        Args:
+            images: uint8 (n, height, width, 3) at the model's size, one or more.
+
+        Returns:
+            Probabilities as of `predict_images`, and `Prediction.foreign_score` of each image,
+            float (n,), or None where the model has no gate.
+        """
+        y_prob, features = _join([self._both(batch) for batch in _cut(images)])
+        gate = self.bundle.gate
+        return y_prob, None if gate is None else gate.compute_scores(features)
+
+    def describe_images(self, images: np.ndarray) -> np.ndarray:
+        """The features of decoded images that a gate is fitted on, float32 (n, channels)."""
+        count = -(-len(images) // BATCH_SIZE)
+        batches = progress_bar(_cut(images), "features", count, unit="batch")
+        return np.concatenate([self._describe(batch) for batch in batches])
+
+    def describe(self, paths: Sequence[str | Path]) -> np.ndarray:
+        """The same of image files."""
+        batches = self._batches(paths, "features")
+        return np.concatenate([self._describe(batch.astype(np.float32)) for batch in batches])
 
     def predict_probabilities(
         self, paths: Sequence[str | Path], *, tta: bool = False
@@ -142,14 +190,27 @@ class Predictor:
         return np.concatenate([np.empty((0, *self.bundle.info.image_size), np.float32), *parts])
 
     @cached_property
-    def _network(self) -> Network:
-        return _compile(self.bundle.model)
+    def _both(self) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]:
+        """From a batch to probabilities and, where there is a gate, features."""
+        gate, network = self.bundle.gate, self._given
+        if gate is None:
+            alone = network or _compile(self.bundle.model)
+            return lambda images: (alone(images), None)
+        if network is None:
+            return _compile(add_features(self.bundle.model, self.stage))
+        describe = self._describe
+        return lambda images: (network(images), describe(images))
+
+    @cached_property
+    def _describe(self) -> Callable[[np.ndarray], np.ndarray]:
+        """From a batch to features alone; what lies above their stage is not computed."""
+        whole = add_features(self.bundle.model, self.stage)
+        return _compile(keras.Model(whole.input, whole.outputs[1]))
 
     def _run(self, images: np.ndarray) -> np.ndarray:
+        run = self._given or (lambda batch: self._both(batch)[0])
         parts = [np.empty((0, len(CLASS_CODES)), np.float32)]
-        for start in range(0, len(images), BATCH_SIZE):
-            parts.append(self._network(images[start : start + BATCH_SIZE].astype(np.float32)))
-        return np.concatenate(parts)
+        return np.concatenate(parts + [run(batch) for batch in _cut(images)])
 
     def _batches(self, paths: Sequence[str | Path], title: str) -> Iterator[np.ndarray]:
         """Decoded batches; while one is used, the next is decoded, and no more than that one."""
@@ -168,7 +229,19 @@ class Predictor:
                 yield ready
 
 
-def _compile(model: keras.Model) -> Network:
+def _join(parts: list[tuple[np.ndarray, np.ndarray | None]]) -> Any:
+    """Two arrays of pairs of parts; None for the second where the parts have none."""
+    one, other = zip(*parts, strict=True)
+    return np.concatenate(one), None if other[0] is None else np.concatenate(other)
+
+
+def _cut(images: np.ndarray) -> Iterator[np.ndarray]:
+    """Batches of `BATCH_SIZE`, float32."""
+    for start in range(0, len(images), BATCH_SIZE):
+        yield images[start : start + BATCH_SIZE].astype(np.float32)
+
+
+def _compile(model: keras.Model) -> Callable[[np.ndarray], Any]:
     """The model as one graph for any number of images, with its weights as constants.
 
     TensorFlow then folds BatchNorm into the convolutions before it, and a call skips what
@@ -180,11 +253,11 @@ def _compile(model: keras.Model) -> Network:
     )
 
     @tf.function(input_signature=[tf.TensorSpec(model.input_shape, tf.float32)])
-    def run(images: tf.Tensor) -> tf.Tensor:
-        y_prob, _ = model.stateless_call(trained, others, images, training=False)
-        return y_prob
+    def run(images: tf.Tensor) -> Any:
+        outputs, _ = model.stateless_call(trained, others, images, training=False)
+        return outputs
 
-    return lambda images: run(images).numpy()
+    return lambda images: tf.nest.map_structure(lambda output: output.numpy(), run(images))
 
 
 def _views(images: np.ndarray) -> list[np.ndarray]:

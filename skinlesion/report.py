@@ -106,6 +106,12 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
     lines += [_line(name, row) for name, row in rows.items()]
     if "calibration" in metrics:
         lines += _describe_calibration(metrics["calibration"])
+    if "foreign_image_gate" in metrics:
+        let_in = metrics["foreign_image_gate"]["let_in"]
+        lines.append(
+            f"gate for foreign images: {let_in['value']:.1%} [{let_in['low']:.1%}, "
+            f"{let_in['high']:.1%}] of these images are let in"
+        )
     for name, overall in metrics.get("variants", {}).items():
         lines.append(f"{name}:")
         lines += [_line(f, overall[f]) for f in ("balanced_accuracy", "macro_f1", "macro_auc")]

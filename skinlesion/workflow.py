@@ -10,11 +10,13 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from skinlesion import foreign
 from skinlesion.calibration import fit_calibration
 from skinlesion.config import Config, differences, make_config
 from skinlesion.dataset import (
@@ -39,6 +41,7 @@ from skinlesion.runs import (
     is_same_split,
     read_precision,
     read_run_config,
+    require_same_dataset,
     require_same_run,
     require_same_weights,
 )
@@ -326,7 +329,7 @@ def train(
     except training.TimeIsUpError:
         say(f"train: stopped before the time limit; --run {run} again goes on from here")
         return run
-    _finish(run, model, config, rows["validation"], decoded["validation"], synthetic=synthetic)
+    _finish(run, model, config, rows["validation"], decoded, synthetic=synthetic)
     say(f"train: finished; model in {run / 'model'}")
     return run
 
@@ -402,11 +405,11 @@ def _finish(
     model: Any,
     config: Config,
     rows: pd.DataFrame,
-    images: "np.ndarray",
+    decoded: dict[str, "np.ndarray"],
     *,
     synthetic: bool,
 ) -> None:
-    """Predict the validation images, calibrate on them, and write the bundle."""
+    """Predict the validation images, fit on them what prediction needs, and write the bundle."""
     from skinlesion.bundle import Bundle, BundleInfo, save_bundle
     from skinlesion.checkpoints import Checkpoints
     from skinlesion.model import top_stage_of
@@ -424,12 +427,37 @@ def _finish(
     plain, _ = _build_model(settings, "float32")
     plain.set_weights(model.get_weights())
     # From the images decoded for training: the same pixels as from their files.
-    y_prob = Predictor(Bundle(plain, info)).predict_images(images)
+    predictor = Predictor(Bundle(plain, info))
+    y_prob = predictor.predict_images(decoded["validation"])
     write_predictions(run / "predictions_validation.csv", list(rows["image_id"]), y_prob)
     calibration = fit_calibration(rows["label"].to_numpy(), y_prob)
     calibrated = dataclasses.replace(info, calibration=calibration.to_dict())
-    save_bundle(Bundle(plain, calibrated), run / "model")
+    say("train: fitting the gate for foreign images")
+    features = [predictor.describe_images(decoded[part]) for part in ("train", "validation")]
+    gate = foreign.fit_gate(*features, stage=predictor.stage)
+    save_bundle(Bundle(plain, calibrated, gate), run / "model")
     Checkpoints(run / "checkpoints").delete()
+
+
+def fit_gate(run: Path, data: str | Path | None = None) -> foreign.ForeignGate:
+    """Fit the gate for foreign images anew, or for a run from before there was one.
+
+    Args:
+        run: a finished run directory.
+        data: the dataset it was trained on; None looks for it as `copy` does.
+    """
+    from skinlesion.bundle import save_gate
+    from skinlesion.predictor import Predictor
+
+    table = load_metadata(find_dataset(data))
+    require_same_dataset(run, table)
+    rows = _rows_to_train_on(table, read_split(run / "splits.csv"), read_run_config(run))
+    predictor = Predictor.load(run)
+    features = [predictor.describe(list(rows[part]["path"])) for part in ("train", "validation")]
+    gate = foreign.fit_gate(*features, stage=predictor.stage)
+    save_gate(run, gate)
+    say(f"gate: fitted on {len(features[0]):,} images, threshold on {gate.images:,}; in {run}")
+    return gate
 
 
 def train_if_missing(data: str | Path | None, run: Path, config: Config, *, splits: Path) -> Path:
@@ -468,12 +496,18 @@ def predict(run: Path, paths: Sequence[str | Path], out: Path) -> pd.DataFrame:
 
     files = _list_files(paths)
     predictor = Predictor.load(run)
-    y_prob = predictor.predict_probabilities(files)
+    y_prob, scores = predictor.judge(files)
     names = [path.stem for path in files]
     write_predictions(out, names, y_prob)
     if predictor.bundle.info.synthetic:
         say(SYNTHETIC_NOTE)
     say(f"predict: wrote {len(files):,} predictions to {out}")
+    odd = [] if scores is None else list(compress(names, foreign.is_foreign(scores)))
+    if odd:
+        say(
+            f"predict: {len(odd):,} of {len(files):,} images do not look like dermatoscopic ones, "
+            f"and what is predicted for them means nothing: {name_some(odd)}"
+        )
     top = y_prob.argmax(axis=1)
     return pd.DataFrame(
         {

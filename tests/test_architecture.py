@@ -33,6 +33,7 @@ ORDER = [
     "isic_files",
     "evaluation",
     "calibration",
+    "foreign",
     "explanation",
     "plots",
     "bundle",

@@ -352,4 +352,5 @@ def test_evaluate_writes_it(run_copy, sample, capsys):
     assessment.evaluate(run_copy, data=sample)
     path = run_copy / "evaluation" / "model_card.md"
     assert path.read_text(encoding="utf-8") == make_model_card(run_copy)
+    assert "of the test images, they let in a share of" in path.read_text(encoding="utf-8")
     assert str(path) in capsys.readouterr().out.splitlines()[-1]

@@ -33,6 +33,7 @@ def test_a_run_directory_holds_what_the_contract_says(trained_run):
         "predictions_validation.csv",
         "model/model.keras",
         "model/bundle.json",
+        "model/gate.npz",
         "model/SHA256SUMS",
     }
     described = json.loads((trained_run / "config.json").read_text())
