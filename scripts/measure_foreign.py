@@ -82,7 +82,7 @@ def main() -> None:
     print(f"{'foreign images, ' + arguments.part:32} images  from  turned away (95 % interval)")
     for kind, part in [*table.groupby("kind", sort=False), ("all", table)]:
         shown = describe_share(part["turned_away"])
-        print(f"{kind:32} {len(part):6,} {part['name'].nunique():5,}  {shown}")
+        print(f"{kind:32} {len(part):6,} {part.groupby(['kind', 'name']).ngroups:5,}  {shown}")
     if arguments.part == "final":
         print_lesions(predictor, arguments.run, arguments.data)
 
