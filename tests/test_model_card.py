@@ -12,7 +12,7 @@ from skinlesion import assessment
 from skinlesion.errors import InputError
 from skinlesion.evaluation import format_figure
 from skinlesion.labels import CLASS_CODES, DISCLAIMER, SYNTHETIC_NOTE
-from skinlesion.model_card import LEAST_CASES, NO_GATE, OVERALL, make_model_card
+from skinlesion.model_card import GATE, LEAST_CASES, NO_GATE, OVERALL, make_model_card
 from skinlesion.near_duplicates import read_near_duplicates
 from skinlesion.split import SPLITS, read_split
 
@@ -343,9 +343,11 @@ class TestAudit:
 
 
 def test_the_gate_for_foreign_images(real_run):
-    assert NO_GATE in make_model_card(real_run)
-    change(real_run / "model" / "bundle.json", foreign_image_gate={"threshold": 1.0})
-    assert NO_GATE not in make_model_card(real_run)
+    assert GATE in make_model_card(real_run)
+    change(real_run / "model" / "bundle.json", foreign_image_gate=None)
+    card = make_model_card(real_run)
+    assert NO_GATE in card
+    assert GATE not in card
 
 
 def test_evaluate_writes_it(run_copy, sample, capsys):
