@@ -62,9 +62,9 @@ def main() -> None:
         run(python, "-m", "ruff", "check", ".")
         run(python, "-m", "mypy")
         # TensorFlow keeps half a gigabyte of each network that was trained until its process ends:
-        # two processes at a time, and new ones for each third of the files.
+        # two processes at a time, and new ones for each quarter of the files.
         files = sorted(map(str, ROOT.glob("tests/test_*.py")))
-        parts = [files[start::3] for start in range(3)]
+        parts = [files[start::4] for start in range(4)]
     else:
         chosen, others = ", ".join(ON_OTHER_STACKS), " and ".join(NOT_ON[stack])
         print(f"stack {stack}: only tests of {chosen}; of the platforms, {others}", flush=True)
