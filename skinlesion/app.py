@@ -1,93 +1,336 @@
-"""The Gradio demo: an image in, the confidence of all seven diagnoses out. Nothing on import."""
+"""The Gradio demo: an image in, a verdict out. Nothing on import."""
 
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
 import numpy as np
+import pandas as pd
+from gradio.processing_utils import save_bytes_to_cache
+from packaging.version import Version
+from PIL import Image
 
+from skinlesion import page
+from skinlesion.dataset import find_local_dataset, list_images
 from skinlesion.errors import InputError
-from skinlesion.labels import CLASS_NAMES, DISCLAIMER, SYNTHETIC_NOTE
+from skinlesion.explanation import overlay_heat
+from skinlesion.files import read_json
+from skinlesion.input_pipeline import decode_image, read_size
+from skinlesion.labels import CLASS_CODES, CLASS_NAMES, DISCLAIMER, LABEL_OF, SYNTHETIC_NOTE
 from skinlesion.predictor import Predictor
-from skinlesion.workspace import is_watched
+from skinlesion.runs import find_run, read_part
+from skinlesion.sample import make_sample
+from skinlesion.verdict import OperatingPoint, Verdict, find_operating_point, judge_image
+from skinlesion.workspace import find_platform, is_watched, say
 
 MAX_UPLOAD = "20mb"
-KEEP_UPLOADS_SECONDS = 3600
+MAX_FILES = 200
+"""Images that are judged in one go; for more there is `python -m skinlesion predict`."""
+KEPT = (60, 600)
+"""Seconds: how often uploads are looked through, and how old they get before they are deleted."""
+SAFE_TO_SHARE = Version("6.20")
+"""Oldest Gradio whose known holes are closed: what may be reached through a public link."""
+SHOWN_SIZE, THUMBNAIL_SIZE = 640, 200
+"""Longest side, in pixels, of pictures that the page makes."""
+SHOWN_COLUMNS = {
+    "image": "Image",
+    "verdict": "Verdict",
+    "most_probable": "Most probable",
+    "confidence": "Confidence",
+    "prediction_set": "Set",
+    "malignancy": "Malignant",
+    "quality": "Quality",
+}
+"""Columns of the table of several images that the page shows, and their titles."""
+EXAMPLE_SEED = 1
+"""Of the drawings shown for a model of the sample: another than the sample's own."""
+
+NAME_PICTURES = """\
+() => {
+  const name = (button, text) => { if (text) button.setAttribute("aria-label", text) }
+  document.querySelectorAll(".pictures button[aria-label]").forEach((b) => name(b, b.innerText))
+  document.querySelectorAll(".upload .image-container button:not([aria-label])").forEach(
+    (b) => name(b, b.innerText.trim() ? "" : "Uploaded image")
+  )
+}"""
+"""Names pictures to screen readers: Gradio calls them `Thumbnail 1 of 7`, or nothing at all."""
 
 TITLE = "Skin lesion classifier"
 NOTICE = f"""\
 **{DISCLAIMER}** A confident answer can be wrong; whoever worries about a spot on their skin should
 see a doctor."""
-FOREIGN = """\
-This does not look like a dermatoscopic image of a lesion: the confidences mean nothing."""
-ABOUT = """\
-Upload a dermatoscopic image: a close-up taken through a dermatoscope, one lesion in the middle. The
-network knows seven diagnoses and always answers with these, whatever the image shows: a photograph
-of anything else gets an answer that means nothing, and in most cases a warning. The confidences add
-up to 100 %."""
+ABOUT = f"""\
+Take a close-up through a dermatoscope, one lesion in the middle. The model knows seven diagnoses,
+no others. Uploads are deleted after {KEPT[1] // 60} minutes and used for nothing else."""
+NOT_EVALUATED = """\
+This model was not evaluated, so nothing is known about how good it is:
+`python -m skinlesion evaluate --run RUN` measures it, and this tab will show the figures."""
+FIGURES = {
+    "confusion_matrix_normalized": "Confusion matrix: each row is a true class",
+    "reliability": "Reliability: are confidences what they say?",
+    "roc_curves": "ROC curves, each class against the rest",
+    "subgroups": "Subgroups",
+    "risk_coverage": "What is gained when unsure images go to a doctor",
+}
+"""Figures of an evaluation that show no photograph, and what they are called in the page."""
 
 
-def build_app(predictor: Predictor) -> gr.Blocks:
-    """The page, not yet launched; its endpoint `predict` takes an image file.
+@dataclass(frozen=True)
+class Exhibit:
+    """What the page shows.
 
-    Args:
-        predictor: the model to show.
+    Attributes:
+        predictor: the model.
+        point: its operating point.
+        metrics: its run's `metrics.json`; None: it was not evaluated.
+        card: its model card, Markdown.
+        figures: pictures of its evaluation, and what they are called.
+        examples: image files, and what they show.
     """
 
-    def classify(image: str | None) -> dict[str, float] | None:
-        """Confidence of each of the seven diagnoses, by full name; they add up to 1."""
-        if image is None:
-            return None
-        try:
-            prediction = predictor.predict(image)
-        except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        if prediction.is_foreign:
-            gr.Warning(FOREIGN)
-        return dict(zip(CLASS_NAMES, prediction.probabilities.values(), strict=True))
+    predictor: Predictor
+    point: OperatingPoint
+    metrics: dict[str, Any] | None = None
+    card: str = NOT_EVALUATED
+    figures: tuple[tuple[Path, str], ...] = ()
+    examples: tuple[tuple[Path, str], ...] = ()
 
-    info = predictor.bundle.info
-    height, width = info.image_size
+
+def gather_exhibit(
+    run: Path, predictor: Predictor, *, data: str | Path | None, drawn: Path
+) -> Exhibit:
+    """Everything that a run directory, or a bundle by itself, gives the page to show.
+
+    Args:
+        run: its folder.
+        predictor: its model.
+        data: the dataset, for examples; None takes what is at hand without a download.
+        drawn: an empty folder for drawings where they are needed.
+
+    Raises:
+        InputError: the model was not calibrated, or `data` is no dataset.
+    """
+    evaluation = run / "evaluation"
+    metrics = None
+    if (evaluation / "metrics.json").is_file():
+        metrics = read_json(evaluation / "metrics.json")
+    card = evaluation / "model_card.md"
+    return Exhibit(
+        predictor=predictor,
+        point=find_operating_point(predictor, metrics),
+        metrics=metrics,
+        card=card.read_text("utf-8").split("\n---\n", 1)[-1] if card.is_file() else NOT_EVALUATED,
+        figures=tuple(
+            (evaluation / f"{name}.png", title)
+            for name, title in FIGURES.items()
+            if (evaluation / f"{name}.png").is_file()
+        ),
+        examples=tuple(_choose_examples(run, predictor, data, drawn)),
+    )
+
+
+def build_app(exhibit: Exhibit) -> gr.Blocks:
+    """The page, not yet launched; docs/demo.md describes its endpoints."""
+    info = exhibit.predictor.bundle.info
     synthetic = f"\n\n**{SYNTHETIC_NOTE}**" if info.synthetic else ""
-    # Uploads are kept as long as a page may show them, then deleted.
-    cache = (KEEP_UPLOADS_SECONDS, KEEP_UPLOADS_SECONDS)
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=cache) as app:
+    with gr.Blocks(
+        title=TITLE, analytics_enabled=False, delete_cache=KEPT, **_looks(gr.Blocks)
+    ) as app:
         gr.Markdown(f"# {TITLE}\n{NOTICE}{synthetic}")
-        with gr.Row():
-            with gr.Column():
-                # The file itself, not pixels: the predictor decodes it as training did.
-                image = gr.Image(
-                    label="Dermatoscopic image",
-                    type="filepath",
-                    image_mode=None,
-                    sources=["upload", "clipboard", "webcam"],
-                    height=360,
-                )
-            with gr.Column():
-                label = gr.Label(label="Confidence", num_top_classes=len(CLASS_NAMES))
-        gr.Markdown(f"{ABOUT}\n\nRecipe `{info.recipe}`, {width} x {height} pixels.")
-        _hand_over_files_unopened(image)
-        image.change(classify, image, label, api_name="predict")
+        with gr.Tab("One image"):
+            _add_single(exhibit)
+        with gr.Tab("Several"):
+            _add_several(exhibit)
+        with gr.Tab("Model"):
+            _add_model(exhibit)
+        _add_endpoints(exhibit)
+        app.load(None, js=NAME_PICTURES, **_private())
     return app
 
 
-def _hand_over_files_unopened(image: gr.Image) -> None:
-    """Give the uploaded file to `decode_image` as it is, without Gradio opening it first.
+def _add_single(exhibit: Exhibit) -> None:
+    def show(image: str | None) -> str:
+        if image is None:
+            return page.render_nothing()
+        try:
+            return page.render_verdict(judge_image(exhibit.predictor, image, exhibit.point))
+        except InputError as error:
+            return page.render_failure(str(error))
 
-    Gradio answers a file that is no image with its own long text, server paths included. It has
-    checked before this step that the path is that of an upload.
+    def look(image: str | None) -> dict[str, Any]:
+        try:
+            drawn = draw_heat(exhibit.predictor, image, even_if_foreign=False) if image else None
+        except InputError:
+            drawn = None  # `show` has said why
+        return gr.update(value=drawn, visible=drawn is not None)
+
+    def pick(chosen: gr.SelectData) -> str:
+        return chosen.value["image"]["path"]
+
+    with gr.Row(elem_classes="desk"):
+        with gr.Column():
+            image = _make_upload("Dermatoscopic image")
+            gr.Markdown(ABOUT)
+        with gr.Column():
+            verdict = gr.HTML(page.render_nothing())
+        with gr.Column():
+            heat = gr.Image(
+                label="What speaks for the most probable diagnosis (Grad-CAM)",
+                interactive=False,
+                visible=False,
+                height=320,
+                **_plain(gr.Image, "download", "fullscreen"),
+            )
+            if exhibit.examples:
+                synthetic = exhibit.predictor.bundle.info.synthetic
+                kind = "synthetic drawings" if synthetic else "images of the test part"
+                gr.Markdown(f"**Examples**: {kind}, with their true diagnosis. Choose one.")
+                gallery = _make_gallery("Examples", list(exhibit.examples), allow_preview=False)
+                gallery.select(pick, None, image, **_private())
+    # Classes first: the heat map takes longer.
+    shown = image.change(show, image, verdict, show_progress="minimal", **_private())
+    shown.then(None, js=NAME_PICTURES, **_private())
+    shown.then(look, image, heat, show_progress="minimal", **_private())
+
+
+def _add_several(exhibit: Exhibit) -> None:
+    def show(
+        paths: list[str] | None,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio looks here
+    ) -> tuple[pd.DataFrame | None, list[tuple[np.ndarray, str]], dict[str, Any]]:
+        if not paths:
+            return None, [], gr.update(value=None, visible=False)
+        judged = judge_files(exhibit, progress.tqdm(_require_few(paths), desc="judging"))
+        table = tabulate(judged)
+        thumbnails = [
+            (_draw(path, THUMBNAIL_SIZE), f"{one.image}: {page.summarize(one)}")
+            for path, one in zip(paths, judged, strict=True)
+            if isinstance(one, Verdict)
+        ]
+        content = table.to_csv(index=False, float_format="%.6f").encode()
+        csv = save_bytes_to_cache(content, "predictions.csv", download.GRADIO_CACHE)
+        return _shorten(table), thumbnails, gr.update(value=csv, visible=True)
+
+    files = gr.File(
+        label=f"Dermatoscopic images (up to {MAX_FILES})", file_count="multiple", height=180
+    )
+    download = gr.DownloadButton("Download the table (CSV)", visible=False)
+    table = gr.Dataframe(
+        label="Results",
+        interactive=False,
+        wrap=True,
+        column_widths=["18%", "24%", "20%", "11%", "9%", "10%", "8%"],
+    )
+    thumbnails = _make_gallery("Images")
+    shown = files.change(show, files, [table, thumbnails, download], **_private())
+    shown.then(None, js=NAME_PICTURES, **_private())
+
+
+def _add_model(exhibit: Exhibit) -> None:
+    info = exhibit.predictor.bundle.info
+    height, width = info.image_size
+    gr.Markdown(f"Recipe `{info.recipe}`, {width} x {height} pixels.")
+    with gr.Row():
+        for path, title in exhibit.figures:
+            with Image.open(path) as picture:
+                # Pixels, not the file: Gradio hands out no file from outside its own folders.
+                gr.Image(
+                    np.asarray(picture.convert("RGB")),
+                    label=title,
+                    show_label=False,  # it would cover the figure's own title
+                    interactive=False,
+                    height=380,
+                    min_width=340,
+                    **_taken_by(gr.Image, {"alt_text": title}),
+                    **_plain(gr.Image, "download", "fullscreen"),
+                )
+    gr.Markdown(exhibit.card)
+
+
+def _add_endpoints(exhibit: Exhibit) -> None:
+    """What other programs call; `docs/demo.md` gives the schema of the answers."""
+
+    def predict(image: str | None) -> dict[str, Any]:
+        """All that is said about one image: classes, prediction set, call, quality."""
+        return _or_error(
+            lambda: judge_image(exhibit.predictor, _given(image), exhibit.point)
+        ).to_dict()
+
+    def explain(image: str | None) -> np.ndarray | None:
+        """The image with the Grad-CAM heat of its most probable diagnosis."""
+        return _or_error(lambda: draw_heat(exhibit.predictor, _given(image)))
+
+    def predict_many(files: list[str] | None) -> list[dict[str, Any]]:
+        """The same as `predict` of each file; of one that is no image, `image` and `error`."""
+        judged = judge_files(exhibit, _or_error(lambda: _require_few(_given(files))))
+        return [one.to_dict() if isinstance(one, Verdict) else one for one in judged]
+
+    def describe() -> dict[str, Any]:
+        """The model: recipe, input size, classes, and the figures of its evaluation."""
+        info = exhibit.predictor.bundle.info
+        return {
+            "recipe": info.recipe,
+            "image_size": list(info.image_size),
+            "synthetic": info.synthetic,
+            "classes": dict(zip(CLASS_CODES, CLASS_NAMES, strict=True)),
+            "metrics": exhibit.metrics,
+            "notice": DISCLAIMER,
+        }
+
+    with gr.Row(visible=False):
+        image, answer, picture = _make_upload("image"), gr.JSON(), gr.Image(format="png")
+        files, button = gr.File(file_count="multiple"), gr.Button()
+    button.click(predict, image, answer, api_name="predict")
+    button.click(explain, image, picture, api_name="explain")
+    button.click(predict_many, files, answer, api_name="predict_many")
+    button.click(describe, None, answer, api_name="describe")
+
+
+def judge_files(exhibit: Exhibit, paths: Sequence[str]) -> list[Verdict | dict[str, str]]:
+    """A verdict of each file; of one that is no image, its name as `image` and the `error`."""
+
+    def judge(path: str) -> Verdict | dict[str, str]:
+        try:
+            return judge_image(exhibit.predictor, path, exhibit.point)
+        except InputError as error:
+            return {"image": Path(path).name, "error": str(error)}
+
+    return [judge(path) for path in paths]
+
+
+def tabulate(judged: Sequence[Verdict | dict[str, str]]) -> pd.DataFrame:
+    """A row a file: what is said about it, and the calibrated probability of each class."""
+    return pd.DataFrame([_tabulate_one(one) for one in judged])
+
+
+def draw_heat(
+    predictor: Predictor, path: str | Path, *, even_if_foreign: bool = True
+) -> np.ndarray | None:
+    """An image file with the Grad-CAM heat of its most probable class.
+
+    Returns:
+        uint8 (height, width, 3), upright, the longest side `SHOWN_SIZE`; None for an image that
+        does not look like a dermatoscopic one, unless that was asked for.
+
+    Raises:
+        InputError: it is no image.
     """
-    open_first = image.preprocess
-
-    def preprocess(payload: Any) -> Any:
-        return payload.path if payload is not None and payload.path else open_first(payload)
-
-    image.preprocess = preprocess
+    prediction = predictor.predict(path)
+    if prediction.is_foreign and not even_if_foreign:
+        return None
+    heat = predictor.explain([path], np.array([LABEL_OF[prediction.code]]))[0]
+    return overlay_heat(_draw(path, SHOWN_SIZE), heat)
 
 
 def launch(
-    predictor: Predictor,
+    run: Path,
+    predictor: Predictor | None = None,
     *,
+    data: str | Path | None = None,
     host: str = "127.0.0.1",
     port: int | None = None,
     share: bool = False,
@@ -96,49 +339,210 @@ def launch(
     """Start the page and return at once; `close()` of what is returned stops it.
 
     Args:
-        predictor: the model to show.
+        run: run directory or bundle.
+        predictor: its model, if it is loaded already.
+        data: dataset to take examples from; None takes what is at hand.
         host: address to listen on; 0.0.0.0 shows the page to the whole network.
         port: None takes the first free one from 7860 on.
         share: also ask Gradio for a public link.
         auth: (user, password) to ask for.
 
     Raises:
-        InputError: the port is taken.
+        InputError: the port is taken, the Gradio here is too old for a public link, or as
+            `Predictor.load` and `gather_exhibit`.
     """
-    app = build_app(predictor)
+    if share and Version(gr.__version__) < SAFE_TO_SHARE:
+        raise InputError(
+            f"a public link needs Gradio {SAFE_TO_SHARE} or newer, and this is {gr.__version__}, "
+            f'which has known holes: pip install "gradio>={SAFE_TO_SHARE}", then restart'
+        )
+    predictor = predictor or Predictor.load(run)
+    with TemporaryDirectory() as drawn:
+        app = build_app(gather_exhibit(run, predictor, data=data, drawn=Path(drawn)))
+    _warm_up(predictor)
+    shown_here = find_platform() != "kaggle" or share
     try:
         app.launch(
             server_name=host,
             server_port=port,
             share=share,
             auth=auth,
-            inline=is_watched(),
+            inline=is_watched() and shown_here,
             prevent_thread_lock=True,
             quiet=True,
             show_error=True,
             max_file_size=MAX_UPLOAD,
+            **_looks(gr.Blocks.launch),
         )
     except OSError as error:
         raise InputError(
             f"port {port} on {host} cannot be used ({error}); choose --port"
         ) from error
-    print(f"demo: {app.share_url or app.local_url}", flush=True)
+    say(f"demo: {app.share_url or app.local_url}")
+    if not shown_here:
+        say(
+            "demo: Kaggle does not show this page. Predict in the cell above, or set share = True "
+            f"for a public link (needs Gradio {SAFE_TO_SHARE} or newer, and internet)."
+        )
     return app
 
 
-def serve(
-    run: Path,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    share: bool = False,
-    auth: tuple[str, str] | None = None,
-) -> None:
+def serve(run: Path, **options: Any) -> None:
     """Show a run's model until interrupted. Arguments and errors: `launch`."""
-    print(f"demo: loading {run}", flush=True)
-    predictor = Predictor.load(run)
-    # The first prediction compiles the network: better now than while somebody waits for it.
-    predictor.predict_images(np.zeros((1, *predictor.bundle.info.image_size, 3), np.uint8))
-    app = launch(predictor, host=host, port=port, share=share, auth=auth)
-    print("demo: stop it with Ctrl-C", flush=True)
+    say(f"demo: loading {run}")
+    app = launch(run, **options)
+    say("demo: stop it with Ctrl-C")
     app.block_thread()
+
+
+def _choose_examples(
+    run: Path, predictor: Predictor, data: str | Path | None, drawn: Path
+) -> list[tuple[Path, str]]:
+    """A test image of each class where the dataset is at hand; drawings for a model of drawings."""
+    found = find_local_dataset(data)
+    try:
+        rows = read_part(find_run(run), "test").drop_duplicates("dx").sort_values("label")
+    except InputError:
+        rows = None  # a bundle by itself does not know its test images
+    if found and rows is not None:
+        images = list_images(found)
+        if set(rows["image_id"]) <= set(images):
+            chosen = [images[image] for image in rows["image_id"]]
+            return list(zip(chosen, (CLASS_NAMES[label] for label in rows["label"]), strict=True))
+    if not predictor.bundle.info.synthetic:
+        return []
+    sample = make_sample(drawn / "sample", images_per_class=1, seed=EXAMPLE_SEED)
+    table = pd.read_csv(sample / "HAM10000_metadata.csv")
+    images = list_images(sample)
+    return [
+        (images[image], CLASS_NAMES[LABEL_OF[code]])
+        for image, code in sorted(zip(table["image_id"], table["dx"], strict=True))
+    ]
+
+
+def _warm_up(predictor: Predictor) -> None:
+    """The first prediction compiles the network: better now than while somebody waits for it."""
+    blank = np.zeros((1, *predictor.bundle.info.image_size, 3), np.uint8)
+    predictor.judge_images(blank)
+
+
+def _looks(function: Any) -> dict[str, Any]:
+    """Theme and style sheet, where Gradio takes them: `Blocks` until 5, `launch` from 6 on."""
+    system = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    looks = {
+        # System fonts: nothing is fetched from elsewhere.
+        "theme": gr.themes.Default(primary_hue="teal", font=system, font_mono=["monospace"]),
+        "css": page.CSS,
+    }
+    return _taken_by(function, looks)
+
+
+def _taken_by(function: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that this version of Gradio has."""
+    taken = inspect.signature(function).parameters
+    return {name: value for name, value in options.items() if name in taken}
+
+
+def _plain(component: Any, *wanted: str) -> dict[str, Any]:
+    """Options for no more than the wanted buttons; none ever sends a picture elsewhere."""
+    names = ("download", "fullscreen", "share")
+    until_5 = {f"show_{name}_button": name in wanted for name in names}
+    return _taken_by(component, until_5 | {"buttons": list(wanted)})
+
+
+def _private() -> dict[str, Any]:
+    """Options of an event that only the page itself may cause; Gradio 6 renamed them."""
+    new = "api_visibility" in inspect.signature(gr.on).parameters
+    return {"api_visibility": "private"} if new else {"api_name": False}
+
+
+def _make_upload(label: str) -> gr.Image:
+    """An upload that hands over the file itself, so that it is decoded as training did.
+
+    Without Gradio opening it first: of a file that is no image it would tell in a long text of its
+    own, server paths included. It has checked before this step that the path is that of an upload.
+    """
+    image = gr.Image(
+        label=label,
+        type="filepath",
+        image_mode=None,
+        sources=["upload", "clipboard", "webcam"],
+        height=320,
+        elem_classes="upload",
+    )
+    open_first = image.preprocess
+
+    def preprocess(payload: Any) -> Any:
+        return payload.path if payload is not None and payload.path else open_first(payload)
+
+    image.preprocess = preprocess
+    return image
+
+
+def _make_gallery(label: str, value: Any = None, **options: Any) -> gr.Gallery:
+    return gr.Gallery(
+        value,
+        label=label,
+        show_label=False,
+        height="auto",
+        object_fit="cover",
+        interactive=False,
+        elem_classes="pictures",
+        **_plain(gr.Gallery, "fullscreen"),
+        **options,
+    )
+
+
+def _or_error(compute: Any) -> Any:
+    """What is computed, or its `InputError` as the page and clients show it."""
+    try:
+        return compute()
+    except InputError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def _given(value: Any) -> Any:
+    if not value:
+        raise InputError("no image: send one as `image`, or several as `files`")
+    return value
+
+
+def _require_few(paths: list[str]) -> list[str]:
+    if len(paths) > MAX_FILES:
+        raise InputError(
+            f"{len(paths)} files are too many, {MAX_FILES} at a time; for more: "
+            "python -m skinlesion predict --run RUN FOLDER --out predictions.csv"
+        )
+    return paths
+
+
+def _draw(path: str | Path, longest: int) -> np.ndarray:
+    """The image upright and in its own proportions, uint8, its longest side `longest` pixels."""
+    height, width = read_size(path)
+    share = longest / max(height, width)
+    size = (max(1, round(height * share)), max(1, round(width * share)))
+    return decode_image(path, image_size=size)
+
+
+def _tabulate_one(one: Verdict | dict[str, str]) -> dict[str, Any]:
+    if not isinstance(one, Verdict):
+        return one
+    probabilities = {candidate.code: candidate.probability for candidate in one.candidates}
+    return {
+        "image": one.image,
+        "verdict": page.summarize(one),
+        "most_probable": one.candidates[0].name,
+        "confidence": one.candidates[0].probability,
+        "prediction_set": " ".join(c.code for c in one.candidates if c.in_prediction_set),
+        "malignancy": one.malignancy,
+        "quality": " ".join(one.problems) or "ok",
+        **{code: probabilities[code] for code in CLASS_CODES},
+        "error": "",
+    }
+
+
+def _shorten(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as the page shows it: an error in the verdict's place, no more than is legible."""
+    shown = table.reindex(columns=list(SHOWN_COLUMNS)).round(3)
+    shown["verdict"] = table.get("verdict", table["error"]).fillna(table["error"])
+    return shown.rename(columns=SHOWN_COLUMNS).fillna("")

@@ -14,6 +14,7 @@ from skinlesion.errors import InputError
 from skinlesion.files import read_json, write_folder_atomically, write_json
 from skinlesion.foreign import ForeignGate, gate_from
 from skinlesion.labels import CLASS_CODES
+from skinlesion.quality import QualityLimits
 
 MODEL_NAME = "model.keras"
 INFO_NAME = "bundle.json"
@@ -34,6 +35,7 @@ class BundleInfo:
         calibration: `calibration.Calibration` as a dictionary; None until it is fitted.
         foreign_image_gate: `foreign.ForeignGate` as a dictionary, whose arrays are in `gate.npz`;
             None: nothing turns away foreign images.
+        image_quality: `quality.QualityLimits` as a dictionary; None: quality is not judged.
     """
 
     labels: tuple[str, ...]
@@ -43,6 +45,7 @@ class BundleInfo:
     synthetic: bool
     calibration: dict[str, Any] | None = None
     foreign_image_gate: dict[str, Any] | None = None
+    image_quality: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,13 @@ def save_bundle(bundle: Bundle, folder: Path) -> Path:
     return write_folder_atomically(folder, write)
 
 
-def save_gate(run: Path, gate: ForeignGate) -> Path:
-    """Put another gate into the bundle of a run or a bundle by itself; the network's file stays."""
+def save_gate(run: Path, gate: ForeignGate, quality: QualityLimits) -> Path:
+    """Put another gate and other limits into the bundle of a run; the network's file stays."""
     folder, info = find_bundle(run), load_bundle(run).info
 
     def write(part: Path) -> None:
         shutil.copy2(folder / MODEL_NAME, part)
-        _write_facts(part, info, gate)
+        _write_facts(part, replace(info, image_quality=quality.to_dict()), gate)
 
     return write_folder_atomically(folder, write)
 
@@ -113,7 +116,18 @@ def load_bundle(run: Path) -> Bundle:
         _require_whole(folder / GATE_NAME, sums)
         with np.load(folder / GATE_NAME, allow_pickle=False) as arrays:
             gate = gate_from(info.foreign_image_gate, dict(arrays))
-    return Bundle(keras.saving.load_model(folder / MODEL_NAME, compile=False), info, gate)
+    return Bundle(_load_model(folder / MODEL_NAME), info, gate)
+
+
+def _load_model(path: Path) -> keras.Model:
+    try:
+        return keras.saving.load_model(path, compile=False)
+    # Keras raises TypeError, ValueError and others for what another version wrote.
+    except Exception as error:
+        raise InputError(
+            f"{path}: is of another version of Keras, and {keras.__version__} cannot read it "
+            f"({str(error).strip().splitlines()[-1]}); install the one that it was trained with"
+        ) from error
 
 
 def find_bundle(run: Path) -> Path:

@@ -46,17 +46,17 @@ def find_dataset(data: str | Path | None = None) -> Path:
     Raises:
         InputError: a named folder that does not hold the dataset, or no dataset to be had.
     """
+    return find_local_dataset(data) or download_dataset(_downloaded())
+
+
+def find_local_dataset(data: str | Path | None = None) -> Path | None:
+    """The same without a download; None where nothing is at hand."""
     if data is not None:
         return _require_metadata(Path(data), named_by="--data")
     if os.environ.get("HAM10000_DIR"):
         return _require_metadata(Path(os.environ["HAM10000_DIR"]), named_by="HAM10000_DIR")
-    for mount in KAGGLE_MOUNTS:
-        if (mount / METADATA_NAME).is_file():
-            return mount
-    cached = default_cache_dir() / "ham10000"
-    if (cached / METADATA_NAME).is_file():
-        return cached
-    return download_dataset(cached)
+    places = (*KAGGLE_MOUNTS, _downloaded())
+    return next((place for place in places if (place / METADATA_NAME).is_file()), None)
 
 
 def find_images(data: str | Path | None, work: Path) -> Path:
@@ -182,6 +182,10 @@ def _copy(source: Path, target: Path) -> None:
 def _walk_jpegs(data: Path) -> Iterable[Path]:
     for folder, _, names in os.walk(data, followlinks=True):
         yield from (Path(folder) / name for name in names if name.lower().endswith(".jpg"))
+
+
+def _downloaded() -> Path:
+    return default_cache_dir() / "ham10000"
 
 
 def _require_metadata(folder: Path, *, named_by: str) -> Path:

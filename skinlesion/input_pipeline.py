@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from skinlesion.cache import MEMORY_BUDGET, make_array, make_key
 from skinlesion.config import Resize, Sampling
@@ -73,6 +73,13 @@ def decode_image(
         ) from error
     height, width = image_size
     return np.asarray(upright.resize((width, height), RESAMPLING[resize]))
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Height and width in pixels of an image file that `decode_image` has read, once upright."""
+    with Image.open(path) as image:
+        lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (image.width, image.height) if lies else (image.height, image.width)
 
 
 def load_images(

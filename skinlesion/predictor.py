@@ -19,6 +19,7 @@ from skinlesion.foreign import STAGE, is_foreign
 from skinlesion.input_pipeline import decode_image, load_images
 from skinlesion.labels import CLASS_CODES, CLASS_NAMES
 from skinlesion.model import add_features, top_stage_of
+from skinlesion.quality import QualityLimits, limits_from
 from skinlesion.workspace import progress_bar
 
 BATCH_SIZE = 32
@@ -104,15 +105,26 @@ class Predictor:
         gate = self.bundle.gate
         return gate.stage if gate else min(STAGE, top_stage_of(self.bundle.model))
 
+    @property
+    def limits(self) -> QualityLimits | None:
+        """Of the quality of images; None: the model has none."""
+        limits = self.bundle.info.image_quality
+        return None if limits is None else limits_from(limits)
+
+    def decode(self, path: str | Path) -> np.ndarray:
+        """An image file as the network takes it: see `input_pipeline.decode_image`."""
+        info = self.bundle.info
+        return decode_image(path, image_size=info.image_size, resize=info.resize)
+
     def predict(self, path: str | Path) -> Prediction:
         """Predict one image file. Raises: `InputError` when it is no image."""
-        info = self.bundle.info
-        image = decode_image(path, image_size=info.image_size, resize=info.resize)
+        return self.predict_image(self.decode(path), name=Path(path).stem)
+
+    def predict_image(self, image: np.ndarray, *, name: str) -> Prediction:
+        """Predict one decoded image, uint8 (height, width, 3) at the model's size."""
         y_prob, scores = self.judge_images(image[np.newaxis])
         probabilities = dict(zip(CLASS_CODES, map(float, y_prob[0]), strict=True))
-        return Prediction(
-            Path(path).stem, probabilities, None if scores is None else float(scores[0])
-        )
+        return Prediction(name, probabilities, None if scores is None else float(scores[0]))
 
     def judge(self, paths: Sequence[str | Path]) -> tuple[np.ndarray, np.ndarray | None]:
         """Predict many image files, and say how foreign they are: see `judge_images`."""

@@ -34,6 +34,7 @@ from skinlesion.isic_files import write_predictions
 from skinlesion.labels import CLASS_CODES, SYNTHETIC_NOTE
 from skinlesion.metadata import load_metadata, read_metadata
 from skinlesion.near_duplicates import read_near_duplicates
+from skinlesion.quality import fit_limits, measure_quality
 from skinlesion.runs import (
     describe_run,
     is_begun,
@@ -431,16 +432,21 @@ def _finish(
     y_prob = predictor.predict_images(decoded["validation"])
     write_predictions(run / "predictions_validation.csv", list(rows["image_id"]), y_prob)
     calibration = fit_calibration(rows["label"].to_numpy(), y_prob)
-    calibrated = dataclasses.replace(info, calibration=calibration.to_dict())
+    limits = fit_limits([measure_quality(image) for image in decoded["validation"]])
+    fitted = dataclasses.replace(
+        info, calibration=calibration.to_dict(), image_quality=limits.to_dict()
+    )
     say("train: fitting the gate for foreign images")
     features = [predictor.describe_images(decoded[part]) for part in ("train", "validation")]
     gate = foreign.fit_gate(*features, stage=predictor.stage)
-    save_bundle(Bundle(plain, calibrated, gate), run / "model")
+    save_bundle(Bundle(plain, fitted, gate), run / "model")
     Checkpoints(run / "checkpoints").delete()
 
 
 def fit_gate(run: Path, data: str | Path | None = None) -> foreign.ForeignGate:
-    """Fit the gate for foreign images anew, or for a run from before there was one.
+    """Fit what looks at images before they are judged, for a run from before there was such.
+
+    That is the gate for foreign images, and the limits of quality.
 
     Args:
         run: a finished run directory.
@@ -455,7 +461,8 @@ def fit_gate(run: Path, data: str | Path | None = None) -> foreign.ForeignGate:
     predictor = Predictor.load(run)
     features = [predictor.describe(list(rows[part]["path"])) for part in ("train", "validation")]
     gate = foreign.fit_gate(*features, stage=predictor.stage)
-    save_gate(run, gate)
+    measured = [measure_quality(predictor.decode(path)) for path in rows["validation"]["path"]]
+    save_gate(run, gate, fit_limits(measured))
     say(f"gate: fitted on {len(features[0]):,} images, threshold on {gate.images:,}; in {run}")
     return gate
 

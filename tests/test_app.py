@@ -31,8 +31,17 @@ def predictor(trained_run):
 
 
 @pytest.fixture(scope="module")
-def demo(predictor):
-    running = app.launch(predictor)
+def run(trained_run, sample, tmp_path_factory):
+    """A run that was evaluated, of its own: the trained one is shared with other tests."""
+    copy = tmp_path_factory.mktemp("demo") / "run"
+    shutil.copytree(trained_run, copy)
+    evaluate(copy, sample)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def demo(run, predictor, sample):
+    running = app.launch(run, predictor, data=sample)
     yield running
     running.close()
 
