@@ -304,7 +304,8 @@ def judge_files(exhibit: Exhibit, paths: Sequence[str]) -> list[Verdict | dict[s
 
 def tabulate(judged: Sequence[Verdict | dict[str, str]]) -> pd.DataFrame:
     """A row a file: what is said about it, and the calibrated probability of each class."""
-    return pd.DataFrame([_tabulate_one(one) for one in judged])
+    columns = [*SHOWN_COLUMNS, *CLASS_CODES, "error"]
+    return pd.DataFrame([_tabulate_one(one) for one in judged], columns=columns)
 
 
 def draw_heat(
@@ -526,7 +527,7 @@ def _draw(path: str | Path, longest: int) -> np.ndarray:
 
 def _tabulate_one(one: Verdict | dict[str, str]) -> dict[str, Any]:
     if not isinstance(one, Verdict):
-        return one
+        return one | {"verdict": ""}
     probabilities = {candidate.code: candidate.probability for candidate in one.candidates}
     return {
         "image": one.image,
@@ -543,6 +544,6 @@ def _tabulate_one(one: Verdict | dict[str, str]) -> dict[str, Any]:
 
 def _shorten(table: pd.DataFrame) -> pd.DataFrame:
     """The table as the page shows it: an error in the verdict's place, no more than is legible."""
-    shown = table.reindex(columns=list(SHOWN_COLUMNS)).round(3)
-    shown["verdict"] = table.get("verdict", table["error"]).fillna(table["error"])
+    shown = table[list(SHOWN_COLUMNS)].round(3).astype(object)
+    shown["verdict"] = table["verdict"].where(table["verdict"] != "", table["error"])
     return shown.rename(columns=SHOWN_COLUMNS).fillna("")

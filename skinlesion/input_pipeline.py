@@ -63,6 +63,11 @@ def decode_image(
             upright = _to_rgb(ImageOps.exif_transpose(image))
     except InputError:
         raise
+    except Image.DecompressionBombError as error:  # Pillow does not even open it
+        raise InputError(
+            f"{Path(path).name}: hundreds of millions of pixels are too many; make it smaller than "
+            f"{MAX_PIXELS // 1_000_000} million pixels"
+        ) from error
     # Pillow's decoders raise all kinds of errors on damaged files: SyntaxError, struct.error,
     # IndexError, EOFError, zlib.error and more.
     except Exception as error:

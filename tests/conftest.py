@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from skinlesion import workflow
+from skinlesion import assessment, workflow
 from skinlesion.config import Config, make_config
 from skinlesion.labels import CLASS_CODES
 from skinlesion.sample import make_sample
@@ -57,6 +57,17 @@ def trained_run(
     """A finished run on the sample; copy it before changing it."""
     run = tmp_path_factory.mktemp("runs") / "first"
     return workflow.train(sample, run, tiny_config)
+
+
+@pytest.fixture(scope="session")
+def evaluated_run(
+    trained_run: Path, sample: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same run with its evaluation."""
+    run = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(trained_run, run)
+    assessment.evaluate(run, data=sample)
+    return run
 
 
 @pytest.fixture(scope="session")

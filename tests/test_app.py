@@ -1,11 +1,15 @@
-"""The demo as a running server, asked by Gradio's own client."""
+"""The demo as a running server, asked by Gradio's own client and by hostile ones."""
 
 import ast
 import re
+import struct
 import subprocess
 import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import gradio as gr
 import httpx
 import nbformat
 import numpy as np
@@ -16,32 +20,26 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from skinlesion import app
+from skinlesion.calibration import apply_temperature
 from skinlesion.errors import InputError
+from skinlesion.files import read_json
 from skinlesion.isic_files import read_predictions
 from skinlesion.labels import CLASS_CODES, CLASS_NAMES, DISCLAIMER, SYNTHETIC_NOTE
 from skinlesion.predictor import Predictor
 from skinlesion.workflow import predict
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+ENDPOINTS = ("predict", "explain", "predict_many", "describe")
 
 
 @pytest.fixture(scope="module")
-def predictor(trained_run):
-    return Predictor.load(trained_run)
+def predictor(evaluated_run):
+    return Predictor.load(evaluated_run)
 
 
 @pytest.fixture(scope="module")
-def run(trained_run, sample, tmp_path_factory):
-    """A run that was evaluated, of its own: the trained one is shared with other tests."""
-    copy = tmp_path_factory.mktemp("demo") / "run"
-    shutil.copytree(trained_run, copy)
-    evaluate(copy, sample)
-    return copy
-
-
-@pytest.fixture(scope="module")
-def demo(run, predictor, sample):
-    running = app.launch(run, predictor, data=sample)
+def demo(evaluated_run, predictor, sample):
+    running = app.launch(evaluated_run, predictor, data=sample)
     yield running
     running.close()
 
@@ -52,20 +50,51 @@ def client(demo):
 
 
 @pytest.fixture
-def picture(sample):
-    return sorted(sample.glob("HAM10000_images_part_1/*.jpg"))[5]
+def pictures(sample):
+    return sorted(sample.glob("HAM10000_images_part_*/*.jpg"))
+
+
+@pytest.fixture
+def picture(pictures):
+    return pictures[5]
 
 
 def ask(client, path):
-    """Full name to confidence, as the endpoint gives it."""
-    answer = client.predict(handle_file(path), api_name="/predict")
-    return {row["label"]: row["confidence"] for row in answer["confidences"]}
+    """The answer of the endpoint `predict`."""
+    return client.predict(handle_file(path), api_name="/predict")
 
 
-def test_all_seven_full_names_and_confidences_that_add_up(client, picture):
-    confidences = ask(client, picture)
-    assert set(confidences) == set(CLASS_NAMES)
-    assert sum(confidences.values()) == pytest.approx(1, abs=1e-5)
+def probabilities(answer):
+    """Probabilities (7,) of an answer, in the order of the classes."""
+    by_code = {candidate["code"]: candidate["probability"] for candidate in answer["candidates"]}
+    return np.array([by_code[code] for code in CLASS_CODES])
+
+
+def test_an_answer_holds_all_that_the_docs_say(client, picture, evaluated_run):
+    answer = ask(client, picture)
+    assert set(answer) == {
+        "image",
+        "is_dermatoscopic",
+        "problems",
+        "candidates",
+        "malignancy",
+        "is_malignant",
+        "operating_point",
+        "sentence",
+    }
+    assert answer["image"] == picture.name
+    assert {candidate["name"] for candidate in answer["candidates"]} == set(CLASS_NAMES)
+    assert probabilities(answer).sum() == pytest.approx(1, abs=1e-6)
+    shown = [candidate["probability"] for candidate in answer["candidates"]]
+    assert shown == sorted(shown, reverse=True)
+    assert answer["candidates"][0]["in_prediction_set"]
+    malignant = sum(c["probability"] for c in answer["candidates"] if c["malignant"])
+    assert answer["malignancy"] == pytest.approx(malignant, abs=1e-6)
+    point = read_json(evaluated_run / "evaluation" / "metrics.json")["calibration"]
+    point = point["operating_points"][1]
+    assert answer["operating_point"]["threshold"] == pytest.approx(point["threshold"])
+    assert answer["operating_point"]["sensitivity"]["value"] == point["sensitivity"]["value"]
+    assert answer["is_malignant"] == (answer["malignancy"] >= point["threshold"])
 
 
 def in_a_notebook(run, path):
@@ -82,57 +111,241 @@ def in_a_notebook(run, path):
     return ast.literal_eval(answer.data["text/plain"])
 
 
-def test_page_command_line_bundle_and_predictor_agree(client, trained_run, picture, tmp_path):
-    """One image, one answer: through the page, the file, the bundle and a fresh process."""
-    page = ask(client, picture)
-    page = [page[name] for name in CLASS_NAMES]
-    in_notebook = in_a_notebook(trained_run, picture)
-    from_bundle = Predictor.load(trained_run / "model").predict(picture).probabilities
-    predict(trained_run, [picture], tmp_path / "called.csv")
-    command = [sys.executable, "-m", "skinlesion", "predict", "--run", trained_run, picture]
+def test_page_command_line_bundle_and_notebook_agree(
+    client, predictor, evaluated_run, picture, tmp_path
+):
+    """One image, one answer: but for the calibration, which only the page applies."""
+    in_notebook = in_a_notebook(evaluated_run, picture)
+    from_bundle = Predictor.load(evaluated_run / "model").predict(picture).probabilities
+    predict(evaluated_run, [picture], tmp_path / "called.csv")
+    command = [sys.executable, "-m", "skinlesion", "predict", "--run", evaluated_run, picture]
     subprocess.run([*command, "--out", tmp_path / "typed.csv"], check=True, capture_output=True)
+    page = probabilities(ask(client, picture))
     for other in (
         [in_notebook[code] for code in CLASS_CODES],
         [from_bundle[code] for code in CLASS_CODES],
         read_predictions(tmp_path / "called.csv")[1][0],
         read_predictions(tmp_path / "typed.csv")[1][0],
     ):
-        assert np.allclose(page, other, atol=1e-6)
+        calibrated = apply_temperature(np.array([other]), predictor.calibration.temperature)[0]
+        assert np.allclose(page, calibrated, atol=1e-6)
 
 
-def test_a_turned_upload_is_turned_upright(client, picture, tmp_path):
-    upright = Image.open(picture)
+def test_explain_gives_the_picture_with_heat(client, picture):
+    with Image.open(client.predict(handle_file(picture), api_name="/explain")) as drawn:
+        with Image.open(picture) as original:
+            assert drawn.width / drawn.height == pytest.approx(
+                original.width / original.height, 0.01
+            )
+        assert max(drawn.size) == app.SHOWN_SIZE
+
+
+def test_several_files_give_the_answers_of_each_and_name_what_is_no_image(
+    client, pictures, tmp_path
+):
+    (tmp_path / "notes.jpg").write_text("not an image")
+    paths = [pictures[3], tmp_path / "notes.jpg", pictures[40]]
+    answers = client.predict([handle_file(path) for path in paths], api_name="/predict_many")
+    assert [answer["image"] for answer in answers] == [path.name for path in paths]
+    assert answers[0] == ask(client, pictures[3])
+    assert set(answers[1]) == {"image", "error"}
+    assert "cannot be read as an image" in answers[1]["error"]
+    assert answers[2] == ask(client, pictures[40])
+
+
+def test_too_many_files_are_refused(evaluated_run, predictor):
+    with pytest.raises(InputError, match="201 files are too many"):
+        app._require_few(["some.jpg"] * 201)
+
+
+def test_the_table_has_a_row_for_each_file(evaluated_run, predictor, pictures, tmp_path):
+    (tmp_path / "notes.jpg").write_text("not an image")
+    exhibit = app.gather_exhibit(evaluated_run, predictor, data=None, drawn=tmp_path / "drawn")
+    judged = app.judge_files(exhibit, [str(pictures[0]), str(tmp_path / "notes.jpg")])
+    table = app.tabulate(judged)
+    assert list(table["image"]) == [pictures[0].name, "notes.jpg"]
+    assert table.loc[0, list(CLASS_CODES)].sum() == pytest.approx(1)
+    assert "cannot be read" in table.loc[1, "error"]
+    shown = app._shorten(table)
+    assert "cannot be read" in shown.loc[1, "Verdict"]
+    only_bad = app._shorten(app.tabulate(judged[1:]))
+    assert "cannot be read" in only_bad.loc[0, "Verdict"]
+
+
+def test_describe_gives_the_figures_of_the_run(client, evaluated_run):
+    described = client.predict(api_name="/describe")
+    assert described["metrics"] == read_json(evaluated_run / "evaluation" / "metrics.json")
+    assert described["synthetic"] is True
+    assert described["notice"] == DISCLAIMER
+
+
+def test_nothing_but_the_documented_endpoints_can_be_called(client):
+    named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert sorted(named) == sorted(f"/{name}" for name in ENDPOINTS)
+
+
+def make_variants(picture, folder):
+    """Name to (file, the plain image that it must be taken for)."""
+    with Image.open(picture) as opened:
+        image = opened.convert("RGB")
+    grey = image.convert("L")
     exif = Image.Exif()
     exif[274] = 6  # to be turned by 90 degrees clockwise when shown
-    upright.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
-    upright.save(tmp_path / "upright.png")
-    assert ask(client, tmp_path / "turned.png") == pytest.approx(
-        ask(client, tmp_path / "upright.png"), abs=1e-6
+    clear = image.convert("RGBA")
+    clear.paste((255, 0, 0, 0), (0, 0, 40, 40))
+    on_white = image.copy()
+    on_white.paste("white", (0, 0, 40, 40))
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    palette = image.quantize(64)
+    variants = {
+        "turned": (image.rotate(90, expand=True), {"format": "PNG", "exif": exif}, image),
+        "alpha": (clear, {"format": "PNG"}, on_white),
+        "grey": (grey, {"format": "PNG"}, grey.convert("RGB")),
+        "16-bit": (deep, {"format": "PNG"}, grey.convert("RGB")),
+        "palette": (palette, {"format": "PNG"}, palette.convert("RGB")),
+        "cmyk": (image.convert("CMYK"), {"format": "TIFF"}, image),
+        "webp": (image, {"format": "WEBP", "lossless": True}, image),
+        "animated": (image, {"format": "PNG", "save_all": True, "append_images": [grey]}, image),
+    }
+    made = {}
+    for name, (variant, options, plain) in variants.items():
+        # Of a wrong ending: what counts is what is in the file.
+        path, same = folder / f"{name}.jpg", folder / f"{name}_plain.png"
+        variant.save(path, **options)
+        plain.save(same)
+        made[name] = path, same
+    return made
+
+
+@pytest.mark.parametrize(
+    "name", ["turned", "alpha", "grey", "16-bit", "palette", "cmyk", "webp", "animated"]
+)
+def test_every_kind_of_image_is_taken_for_what_it_shows(client, picture, tmp_path, name):
+    path, plain = make_variants(picture, tmp_path)[name]
+    assert np.allclose(
+        probabilities(ask(client, path)), probabilities(ask(client, plain)), atol=1e-6
     )
 
 
-def test_an_upload_that_is_no_image_gets_a_clear_message_without_paths(client, tmp_path):
-    (tmp_path / "text.jpg").write_text("not an image")
-    with pytest.raises(AppError, match=r"text\.jpg: cannot be read as an image") as caught:
-        ask(client, tmp_path / "text.jpg")
-    assert "/" not in str(caught.value).replace("https://", "")
+def make_bomb(path):
+    """A PNG of 250 KB that claims 30,000 x 30,000 pixels."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(250_000_000))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
 
 
-def test_a_file_of_the_server_is_not_an_upload(demo, picture):
+def make_hostile(picture, folder):
+    content = picture.read_bytes()
+    (folder / "text.jpg").write_text("not an image")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "half.jpg").write_bytes(content[: len(content) // 2])
+    (folder / "page.html").write_text("<script>alert(1)</script>")
+    (folder / "drawing.svg").write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
+    )
+    make_bomb(folder / "bomb.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("text.jpg", "cannot be read as an image"),
+        ("empty.png", "cannot be read as an image"),
+        ("half.jpg", "cannot be read as an image"),
+        ("page.html", "cannot be read as an image"),
+        ("drawing.svg", "cannot be read as an image"),
+        ("bomb.png", "pixels are too many"),
+    ],
+)
+@pytest.mark.parametrize("endpoint", ["predict", "explain"])
+def test_what_is_no_image_gets_a_clear_message_without_paths(
+    client, picture, tmp_path, name, message, endpoint
+):
+    make_hostile(picture, tmp_path)
+    with pytest.raises(AppError, match=message) as caught:
+        client.predict(handle_file(tmp_path / name), api_name=f"/{endpoint}")
+    assert str(caught.value).startswith(name)
+    assert "/" not in str(caught.value)
+
+
+@pytest.mark.parametrize("endpoint", ["predict", "explain"])
+def test_no_image_at_all_gets_a_clear_message(client, endpoint):
+    with pytest.raises(AppError, match="no image"):
+        client.predict(None, api_name=f"/{endpoint}")
+
+
+@pytest.mark.parametrize("endpoint", ["predict", "explain", "predict_many"])
+def test_a_file_of_the_server_is_not_an_upload(demo, picture, endpoint):
     """Only what was uploaded can be asked for, not any path on the server."""
-    asked = {"data": [{"path": str(picture), "meta": {"_type": "gradio.FileData"}}]}
-    call = f"{demo.local_url}gradio_api/call/predict"
+    named = {"path": str(picture), "meta": {"_type": "gradio.FileData"}}
+    call = f"{demo.local_url}gradio_api/call/{endpoint}"
+    asked = {"data": [[named] if endpoint == "predict_many" else named]}
     event = httpx.post(call, json=asked).json()["event_id"]
     answer = httpx.get(f"{call}/{event}").text
     assert "event: error" in answer
-    assert "confidence" not in answer
+    assert "probability" not in answer
 
 
-def test_a_truncated_image_gets_a_clear_message(client, picture, tmp_path):
-    content = picture.read_bytes()
-    (tmp_path / "half.jpg").write_bytes(content[: len(content) // 2])
-    with pytest.raises(AppError, match="cannot be read as an image"):
-        ask(client, tmp_path / "half.jpg")
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "README.md", "../README.md", "{run}/model/model.keras", "{sample}"]
+)
+def test_no_file_of_the_server_can_be_fetched(demo, evaluated_run, picture, path):
+    wanted = path.format(run=evaluated_run, sample=picture)
+    answer = httpx.get(f"{demo.local_url}gradio_api/file={wanted}")
+    assert answer.status_code in (403, 404)
+
+
+def upload(demo, name, content):
+    answer = httpx.post(f"{demo.local_url}gradio_api/upload", files={"files": (name, content)})
+    return answer, (answer.json()[0] if answer.is_success else None)
+
+
+@pytest.mark.parametrize("name", ["page.html", "drawing.svg"])
+def test_an_uploaded_page_is_never_run_by_a_browser(demo, name):
+    _, path = upload(demo, name, b"<script>alert(1)</script>")
+    answer = httpx.get(f"{demo.local_url}gradio_api/file={path}")
+    assert "attachment" in answer.headers.get("content-disposition", "")
+
+
+def test_an_upload_that_is_too_large_is_refused(demo):
+    answer, _ = upload(demo, "large.jpg", bytes(21_000_000))
+    assert answer.status_code == 413
+
+
+def test_no_upload_is_kept_when_the_page_is_closed(evaluated_run, predictor, sample, picture):
+    running = app.launch(evaluated_run, predictor, data=sample)
+    _, path = upload(running, "kept.jpg", picture.read_bytes())
+    assert Path(path).is_file()
+    running.close()
+    assert not Path(path).exists()
+
+
+def test_twenty_clients_at_once_get_right_answers_in_bounded_memory(demo, predictor, pictures):
+    def ask_once(path):
+        return probabilities(ask(Client(demo.local_url, verbose=False), path))
+
+    def resident():
+        return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
+
+    chosen = pictures[:20]
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(ask_once, chosen))
+        before = resident()
+        again = [list(pool.map(ask_once, chosen)) for _ in range(2)]
+    expected = apply_temperature(
+        predictor.predict_probabilities(chosen), predictor.calibration.temperature
+    )
+    for got in (answers, *again):
+        assert np.allclose(got, expected, atol=1e-5)
+    assert resident() - before < 100_000  # kB
 
 
 def test_the_page_says_that_it_is_no_medical_device(demo):
@@ -141,14 +354,46 @@ def test_the_page_says_that_it_is_no_medical_device(demo):
     assert SYNTHETIC_NOTE in page
 
 
-def test_a_taken_port_is_one_clear_line(demo, predictor):
+def test_a_bundle_by_itself_is_shown_with_drawings_for_examples(evaluated_run, predictor, tmp_path):
+    exhibit = app.gather_exhibit(evaluated_run / "model", predictor, data=None, drawn=tmp_path)
+    assert exhibit.card == app.NOT_EVALUATED
+    assert exhibit.point.sensitivity is None
+    assert [title for _, title in exhibit.examples] == list(CLASS_NAMES)
+    app.build_app(exhibit).close()
+
+
+def test_examples_are_test_images_of_each_class(evaluated_run, predictor, sample, tmp_path):
+    exhibit = app.gather_exhibit(evaluated_run, predictor, data=sample, drawn=tmp_path)
+    splits = (evaluated_run / "splits.csv").read_text().splitlines()
+    tested = {line.split(",")[0] for line in splits if line.endswith(",test")}
+    assert {path.stem for path, _ in exhibit.examples} <= tested
+    assert [title for _, title in exhibit.examples] == list(CLASS_NAMES)
+
+
+def test_a_public_link_is_refused_on_a_gradio_with_known_holes(
+    evaluated_run, predictor, monkeypatch
+):
+    monkeypatch.setattr(gr, "__version__", "5.50.0")
+    with pytest.raises(InputError, match=r"needs Gradio 6\.20 or newer, and this is 5\.50\.0"):
+        app.launch(evaluated_run, predictor, share=True)
+
+
+def test_on_kaggle_the_page_does_not_block_and_says_where_to_predict(
+    evaluated_run, predictor, sample, monkeypatch, capsys
+):
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    app.launch(evaluated_run, predictor, data=sample).close()
+    assert "Kaggle does not show this page" in capsys.readouterr().out
+
+
+def test_a_taken_port_is_one_clear_line(demo, evaluated_run, predictor, sample):
     port = int(re.search(r":(\d+)", demo.local_url).group(1))
     with pytest.raises(InputError, match=f"port {port}"):
-        app.launch(predictor, port=port)
+        app.launch(evaluated_run, predictor, data=sample, port=port)
 
 
-def test_the_command_serves_until_it_is_stopped(trained_run):
-    command = [sys.executable, "-u", "-m", "skinlesion", "demo", "--run", trained_run]
+def test_the_command_serves_until_it_is_stopped(evaluated_run):
+    command = [sys.executable, "-u", "-m", "skinlesion", "demo", "--run", evaluated_run]
     with subprocess.Popen(
         [*command, "--port", "7991"], stdout=subprocess.PIPE, text=True
     ) as process:
