@@ -131,6 +131,24 @@ def prepare_scorer() -> None:
         (folder / "installed").touch()
 
 
+def prepare_browser() -> None:
+    """Install Debian's Chromium where that can be done; elsewhere its tests are skipped."""
+    if shutil.which("chromium") or shutil.which("chromium-browser"):
+        return
+    if not shutil.which("apt-get") or os.geteuid() != 0:
+        print("browser: no Chromium, and no right to install it; its tests will be skipped")
+        return
+    print("browser: installing Chromium", flush=True)
+    quiet = {
+        "stdout": subprocess.DEVNULL,
+        "env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+    }
+    for command in (["update"], ["install", "--yes", "--no-install-recommends", "chromium"]):
+        if subprocess.run(["apt-get", *command], check=False, **quiet).returncode:
+            print("browser: it cannot be installed here; its tests will be skipped", flush=True)
+            return
+
+
 def _create(folder: Path, version: str = "") -> Path:
     """Make a virtual environment, anew where an earlier attempt left half of one."""
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")

@@ -14,6 +14,7 @@ from environment import (
     ROOT,
     STACKS,
     PythonMissingError,
+    prepare_browser,
     prepare_environment,
     prepare_scorer,
     run,
@@ -58,6 +59,7 @@ def main() -> None:
         return
     if stack == "newest":
         prepare_scorer()
+        prepare_browser()
         run(python, "-m", "ruff", "format", "--check", ".")
         run(python, "-m", "ruff", "check", ".")
         run(python, "-m", "mypy")

@@ -216,7 +216,10 @@ def _add_several(exhibit: Exhibit) -> None:
         return _shorten(table), thumbnails, gr.update(value=csv, visible=True)
 
     files = gr.File(
-        label=f"Dermatoscopic images (up to {MAX_FILES})", file_count="multiple", height=180
+        label=f"Dermatoscopic images (up to {MAX_FILES})",
+        file_count="multiple",
+        height=180,
+        elem_classes="files",
     )
     download = gr.DownloadButton("Download the table (CSV)", visible=False)
     table = gr.Dataframe(
