@@ -376,6 +376,7 @@ def launch(
             quiet=True,
             show_error=True,
             max_file_size=MAX_UPLOAD,
+            ssr_mode=False,  # or Spaces would serve another page than the one that was tested
             **_looks(gr.Blocks.launch),
         )
     except OSError as error:

@@ -1,0 +1,89 @@
+"""The folder for a Hugging Face Space, started as Spaces start it."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import gradio
+import httpx
+import pytest
+import yaml
+from gradio_client import Client, handle_file
+from make_space import SAFE_TO_SHARE, list_requirements, make_space
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from skinlesion.errors import InputError
+from skinlesion.files import read_json
+from skinlesion.labels import DISCLAIMER, SYNTHETIC_NOTE
+from skinlesion.predictor import Predictor
+from skinlesion.verdict import find_operating_point, judge_image
+
+pytestmark = pytest.mark.skipif(
+    Version(gradio.__version__) < SAFE_TO_SHARE, reason="a Space is not made with this Gradio"
+)
+
+
+@pytest.fixture(scope="module")
+def space(evaluated_run, tmp_path_factory):
+    return make_space(evaluated_run, tmp_path_factory.mktemp("dist") / "space")
+
+
+def test_the_header_is_what_spaces_read(space):
+    header, body = (space / "README.md").read_text().split("---\n", 2)[1:]
+    described = yaml.safe_load(header)
+    assert described["sdk"] == "gradio"
+    assert described["sdk_version"] == gradio.__version__
+    assert (space / described["app_file"]).is_file()
+    assert described["license"] == "mit"
+    assert len(described["short_description"]) <= 60  # the Hub refuses longer ones
+    assert DISCLAIMER in body
+    assert SYNTHETIC_NOTE in body
+
+
+def test_it_holds_no_image_of_the_dataset_no_split_and_no_path_of_this_machine(space, sample):
+    images = {path.stem for path in sample.glob("*/*.jpg")}
+    for path in space.rglob("*"):
+        assert path.stem not in images
+        assert path.name not in {"splits.csv", "config.json", "confident_mistakes.png"}
+        if path.suffix in {".json", ".md", ".txt", ".py"} and "skinlesion" not in path.parts:
+            assert str(sample) not in path.read_text()
+
+
+def test_requirements_name_a_keras_that_reads_the_model_and_nothing_of_the_notebooks():
+    names = [Requirement(line.split("#")[0]).name for line in list_requirements().splitlines()]
+    assert {"tensorflow", "keras", "pillow"} <= set(names)
+    assert not {"jupyter", "gradio"} & set(names)
+
+
+def test_it_starts_by_itself_and_answers(space, evaluated_run, sample):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    where = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": port}
+    command = [sys.executable, "-u", "app.py"]
+    with subprocess.Popen(
+        command, cwd=space, env=os.environ | where, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            url = next(line.split()[1] for line in process.stdout if line.startswith("demo: http"))
+            assert re.search(rf":{port}\b", url)
+            assert DISCLAIMER in httpx.get(url).text
+            picture = sorted(sample.glob("*_part_*/*.jpg"))[5]
+            client = Client(url, verbose=False)
+            answer = client.predict(handle_file(picture), api_name="/predict")
+        finally:
+            process.terminate()
+    predictor = Predictor.load(evaluated_run)
+    metrics = read_json(evaluated_run / "evaluation" / "metrics.json")
+    point = find_operating_point(predictor, metrics)
+    expected = judge_image(predictor, picture, point).to_dict()
+    assert answer["is_malignant"] == expected["is_malignant"]
+    assert answer["malignancy"] == pytest.approx(expected["malignancy"], abs=1e-5)
+
+
+def test_a_folder_with_something_in_it_is_left_alone(space, evaluated_run):
+    with pytest.raises(InputError, match="is not empty"):
+        make_space(evaluated_run, space)
