@@ -27,6 +27,7 @@ from PIL import Image
 from skinlesion.bundle import Bundle, BundleInfo, save_bundle
 from skinlesion.errors import InputError
 from skinlesion.exports import open_onnx
+from skinlesion.foreign import fit_gate
 from skinlesion.labels import CLASS_CODES
 from skinlesion.model import build_model
 from skinlesion.predictor import Predictor
@@ -83,6 +84,7 @@ def original_ways(model: keras.Model, paths: list[Path]) -> dict[str, Way]:
 def our_ways(predictor: Predictor, paths: list[Path], suffix: str = "") -> dict[str, Way]:
     """The same with a predictor."""
     return {
+        # It looks for foreign images at the same time.
         f"ours single{suffix}": lambda: np.array(
             [list(predictor.predict(paths[0]).probabilities.values())]
         ),
@@ -97,7 +99,10 @@ def make_ways(paths: list[Path], size: int, work: Path) -> dict[str, Way]:
     )
     # As the original resizes: the same pixels on both sides.
     info = BundleInfo(CLASS_CODES, (size, size), "nearest", "original", synthetic=True)
-    bundle = Bundle(model, info)
+    # With a gate for foreign images, as every trained model has one; the original has none.
+    plain = Predictor(Bundle(model, info))
+    features = plain.describe(paths)
+    bundle = Bundle(model, info, fit_gate(features, features, stage=plain.stage))
     ways = original_ways(without_preprocessing(model), paths) | our_ways(Predictor(bundle), paths)
     try:
         network = open_onnx(save_bundle(bundle, work / "bundle"), bundle)

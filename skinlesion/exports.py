@@ -4,7 +4,7 @@ import importlib.util
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from skinlesion.errors import InputError
 from skinlesion.files import write_json
 from skinlesion.input_pipeline import load_images
 from skinlesion.labels import CLASS_NAMES, DISCLAIMER
+from skinlesion.model import add_features
 from skinlesion.workspace import say
 
 Format = Literal["onnx", "litert", "saved_model"]
@@ -83,25 +84,33 @@ def export(run: Path, kind: Format, out: Path, *, images: Sequence[Path] = ()) -
     return difference
 
 
-def open_onnx(run: Path, bundle: Bundle) -> Network:
+def open_onnx(run: Path, bundle: Bundle) -> Callable[[np.ndarray], list[np.ndarray]]:
     """A run's network in ONNX Runtime; exported into the bundle when it is not there yet.
 
     Args:
         run: run directory or bundle.
         bundle: what is loaded from it.
 
+    Returns:
+        From images as of `Network` to probabilities and, where the bundle has a gate for foreign
+        images, the features that it looks at, float32 (n, channels).
+
     Raises:
         InputError: a library is missing, or the export fails as with `export`.
     """
     _require(("onnxruntime",), "ONNX Runtime")
     path, digest = find_bundle(run) / ONNX_NAME, compute_digest(run)
-    if path.is_file() and _read_source(path) != digest:
+    if bundle.gate:
+        bundle = replace(bundle, model=add_features(bundle.model, bundle.gate.stage))
+    if path.is_file() and not _is_made_from(path, digest, outputs=len(bundle.model.outputs)):
         path.unlink()  # made from a model that was here before
     if not path.is_file():
         _require(FORMS["onnx"].libraries, "the export to ONNX")
         say(f"export: making {path}, once (up to a minute)")
         _write(bundle, digest, "onnx", path, generate_images(bundle.info.image_size))
-    return _open_onnx(path)
+    session = _open_session(path)
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})
 
 
 def generate_images(image_size: tuple[int, int]) -> np.ndarray:
@@ -130,7 +139,8 @@ def _write(bundle: Bundle, digest: str, kind: Format, out: Path, images: np.ndar
         raise InputError(f"{out}: is there already; delete it or choose another place with --out")
     facts, batches = _describe(bundle, digest), _make_batches(images)
     # Before the export: Keras exports no model that was never called.
-    y_prob = np.concatenate([bundle.model.predict_on_batch(batch) for batch in batches])
+    outputs = [bundle.model.predict_on_batch(batch) for batch in batches]
+    y_prob = np.concatenate([each[0] if isinstance(each, list) else each for each in outputs])
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
@@ -210,9 +220,11 @@ def _tidy_onnx(path: Path, facts: dict[str, Any]) -> None:
     onnx.save(proto, path)
 
 
-def _read_source(path: Path) -> str | None:
-    """The digest of the Keras model that an ONNX file was made from; None: it says nothing."""
-    return _open_session(path).get_modelmeta().custom_metadata_map.get("model_sha256")
+def _is_made_from(path: Path, digest: str, *, outputs: int) -> bool:
+    """Whether an ONNX file was made from the Keras model of this digest, with so many outputs."""
+    session = _open_session(path)
+    source = session.get_modelmeta().custom_metadata_map.get("model_sha256")
+    return source == digest and len(session.get_outputs()) == outputs
 
 
 def _open_session(path: Path) -> Any:

@@ -14,7 +14,7 @@ import tensorflow as tf
 from skinlesion.bundle import Bundle, load_bundle
 from skinlesion.calibration import Calibration, calibration_from_dict
 from skinlesion.errors import InputError
-from skinlesion.exports import Network, open_onnx
+from skinlesion.exports import open_onnx
 from skinlesion.foreign import STAGE, is_foreign
 from skinlesion.input_pipeline import decode_image, load_images
 from skinlesion.labels import CLASS_CODES, CLASS_NAMES
@@ -26,6 +26,8 @@ BATCH_SIZE = 32
 """Images that go through the network at a time."""
 
 Engine = Literal["keras", "onnx"]
+Outputs = Callable[[np.ndarray], list[np.ndarray]]
+"""From a batch, float32, to probabilities and, where the bundle has a gate, features."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,11 @@ class Predictor:
 
     Args:
         bundle: the model; its weights are taken over with the first prediction.
-        network: what predicts in its place; None: the model itself, compiled.
+        network: what predicts in its place, see `exports.open_onnx`; None: the model itself,
+            compiled.
     """
 
-    def __init__(self, bundle: Bundle, network: Network | None = None) -> None:
+    def __init__(self, bundle: Bundle, network: Outputs | None = None) -> None:
         self.bundle = bundle
         self._given = network
 
@@ -83,8 +86,7 @@ class Predictor:
         Args:
             run: its folder.
             engine: `onnx` predicts with ONNX Runtime, from `model.onnx` in the bundle, which is
-                made when it is not there; probabilities differ by 1e-4 at most. The score of
-                foreign images comes from the lower half of the Keras model then.
+                made when it is not there; probabilities differ by 1e-4 at most.
 
         Raises:
             InputError: as `load_bundle`, with `onnx` as `exports.open_onnx` too.
@@ -204,25 +206,27 @@ class Predictor:
     @cached_property
     def _both(self) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]:
         """From a batch to probabilities and, where there is a gate, features."""
-        gate, network = self.bundle.gate, self._given
-        if gate is None:
-            alone = network or _compile(self.bundle.model)
-            return lambda images: (alone(images), None)
-        if network is None:
-            return _compile(add_features(self.bundle.model, self.stage))
-        describe = self._describe
-        return lambda images: (network(images), describe(images))
+        model = self.bundle.model
+        if self.bundle.gate:
+            model = add_features(model, self.stage)
+        run = self._given or _compile(model)
+
+        def judge(images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+            y_prob, *features = run(images)
+            return y_prob, features[0] if features else None
+
+        return judge
 
     @cached_property
     def _describe(self) -> Callable[[np.ndarray], np.ndarray]:
         """From a batch to features alone; what lies above their stage is not computed."""
         whole = add_features(self.bundle.model, self.stage)
-        return _compile(keras.Model(whole.input, whole.outputs[1]))
+        run = _compile(keras.Model(whole.input, whole.outputs[1]))
+        return lambda images: run(images)[0]
 
     def _run(self, images: np.ndarray) -> np.ndarray:
-        run = self._given or (lambda batch: self._both(batch)[0])
         parts = [np.empty((0, len(CLASS_CODES)), np.float32)]
-        return np.concatenate(parts + [run(batch) for batch in _cut(images)])
+        return np.concatenate(parts + [self._both(batch)[0] for batch in _cut(images)])
 
     def _batches(self, paths: Sequence[str | Path], title: str) -> Iterator[np.ndarray]:
         """Decoded batches; while one is used, the next is decoded, and no more than that one."""
@@ -253,7 +257,7 @@ def _cut(images: np.ndarray) -> Iterator[np.ndarray]:
         yield images[start : start + BATCH_SIZE].astype(np.float32)
 
 
-def _compile(model: keras.Model) -> Callable[[np.ndarray], Any]:
+def _compile(model: keras.Model) -> Outputs:
     """The model as one graph for any number of images, with its weights as constants.
 
     TensorFlow then folds BatchNorm into the convolutions before it, and a call skips what
@@ -269,7 +273,7 @@ def _compile(model: keras.Model) -> Callable[[np.ndarray], Any]:
         outputs, _ = model.stateless_call(trained, others, images, training=False)
         return outputs
 
-    return lambda images: tf.nest.map_structure(lambda output: output.numpy(), run(images))
+    return lambda images: [output.numpy() for output in tf.nest.flatten(run(images))]
 
 
 def _views(images: np.ndarray) -> list[np.ndarray]:
