@@ -34,7 +34,11 @@ def render_verdict(verdict: Verdict) -> str:
             "</details>",
         ]
     else:
-        parts += [_record(verdict), _table(verdict.candidates), f"<p class='quiet'>{HOW_TO_READ}"]
+        parts += [
+            _record(verdict),
+            _table(verdict.candidates),
+            f"<p class='quiet'>{HOW_TO_READ}</p>",
+        ]
     return _section("".join(parts) + f"<p class='quiet'><strong>{DISCLAIMER}</strong></p>")
 
 

@@ -158,7 +158,7 @@ def judge_image(predictor: Predictor, path: str | Path, point: OperatingPoint) -
         problems=tuple(find_problems(pixels, predictor.limits, taken_at=read_size(path))),
         candidates=tuple(sorted(candidates, key=lambda one: -one.probability)),
         malignancy=malignancy,
-        is_malignant=None if point.threshold is None else malignancy >= point.threshold,
+        is_malignant=None if point.threshold is None else bool(malignancy >= point.threshold),
         operating_point=point,
     )
 

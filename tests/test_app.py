@@ -1,7 +1,9 @@
 """The demo as a running server, asked by Gradio's own client and by hostile ones."""
 
 import ast
+import json
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -29,6 +31,7 @@ from skinlesion.predictor import Predictor
 from skinlesion.workflow import predict
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+DOCS = Path(__file__).parent.parent / "docs" / "demo.md"
 ENDPOINTS = ("predict", "explain", "predict_many", "describe")
 
 
@@ -95,6 +98,33 @@ def test_an_answer_holds_all_that_the_docs_say(client, picture, evaluated_run):
     assert answer["operating_point"]["threshold"] == pytest.approx(point["threshold"])
     assert answer["operating_point"]["sensitivity"]["value"] == point["sensitivity"]["value"]
     assert answer["is_malignant"] == (answer["malignancy"] >= point["threshold"])
+
+
+def test_the_docs_name_every_part_of_an_answer(client, picture):
+    table = DOCS.read_text().split("An answer of `/predict`:")[1].split("An error is")[0]
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(ask(client, picture))
+
+
+def take_example(language):
+    (example,) = re.findall(rf"```{language}\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    return example
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="install curl to run this")
+def test_the_example_with_curl_works_as_it_stands_in_the_docs(demo, client, picture):
+    example = take_example("bash").replace("some.jpg", str(picture))
+    example = example.replace("http://127.0.0.1:7860/", demo.local_url)
+    shown = subprocess.run(["bash", "-c", example], capture_output=True, text=True, check=True)
+    (data,) = re.findall(r"^data: (.*)", shown.stdout, re.MULTILINE)
+    assert json.loads(data) == [ask(client, picture)]
+
+
+def test_the_example_with_python_works_as_it_stands_in_the_docs(demo, client, picture):
+    example = take_example("python").replace("some.jpg", str(picture))
+    example = example.replace("http://127.0.0.1:7860", demo.local_url)
+    command = [sys.executable, "-c", example]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ask(client, picture)["sentence"] in shown.stdout
 
 
 def in_a_notebook(run, path):
