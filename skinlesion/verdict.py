@@ -124,7 +124,7 @@ class Verdict:
             return "How often it is right in that was not measured: evaluate the run first."
         if self.is_malignant:
             wrong = format_share(1 - point.specificity["value"])
-            return f"It says so, wrongly, of {wrong} of the benign test images as well."
+            return f"On the test images it said so, wrongly, of {wrong} of the benign ones."
         missed = format_share(1 - point.sensitivity["value"])
         return f"That does not rule cancer out: it missed {missed} of the malignant test images."
 

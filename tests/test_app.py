@@ -31,7 +31,8 @@ from skinlesion.predictor import Predictor
 from skinlesion.workflow import predict
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-DOCS = Path(__file__).parent.parent / "docs" / "demo.md"
+README = Path(__file__).parent.parent / "README.md"
+DOCS = README.parent / "docs" / "demo.md"
 ENDPOINTS = ("predict", "explain", "predict_many", "describe")
 
 
@@ -106,12 +107,12 @@ def test_the_docs_name_every_part_of_an_answer(client, picture):
 
 
 def take_example(language):
-    (example,) = re.findall(rf"```{language}\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    (example,) = re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
     return example
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="install curl to run this")
-def test_the_example_with_curl_works_as_it_stands_in_the_docs(demo, client, picture):
+def test_the_example_with_curl_works_as_it_stands_in_the_readme(demo, client, picture):
     example = take_example("bash").replace("some.jpg", str(picture))
     example = example.replace("http://127.0.0.1:7860/", demo.local_url)
     shown = subprocess.run(["bash", "-c", example], capture_output=True, text=True, check=True)
@@ -119,7 +120,7 @@ def test_the_example_with_curl_works_as_it_stands_in_the_docs(demo, client, pict
     assert json.loads(data) == [ask(client, picture)]
 
 
-def test_the_example_with_python_works_as_it_stands_in_the_docs(demo, client, picture):
+def test_the_example_with_python_works_as_it_stands_in_the_readme(demo, client, picture):
     example = take_example("python").replace("some.jpg", str(picture))
     example = example.replace("http://127.0.0.1:7860", demo.local_url)
     command = [sys.executable, "-c", example]

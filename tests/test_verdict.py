@@ -114,7 +114,7 @@ def test_sentences_say_what_the_result_means():
     called = plain(make_verdict().sentence)
     assert called.startswith("Most probable is melanoma (60 %)")
     assert "from 20 % the model calls an image malignant" in called
-    assert "wrongly, of 36 % of the benign test images" in called
+    assert "it said so, wrongly, of 36 % of the benign ones" in called
     benign = plain(make_verdict(is_malignant=False, malignancy=0.1).sentence)
     assert "below the 20 %" in benign
     assert "does not rule cancer out: it missed 6 % of the malignant" in benign
