@@ -47,7 +47,8 @@ def main() -> None:
     run(python, "scripts/run_notebooks.py", *options)
     if not arguments.no_serve:
         run_folder = work / "runs" / arguments.recipe
-        run(python, "-m", "skinlesion", "demo", "--run", run_folder, "--port", arguments.port)
+        command = ("-m", "skinlesion", "demo", "--run", run_folder, "--port", arguments.port)
+        run(python, *command, HAM10000_DIR=str(data.resolve()))  # where its examples come from
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ from skinlesion.workspace import find_platform, is_watched, say
 MAX_UPLOAD = "20mb"
 MAX_FILES = 200
 """Images that are judged in one go; for more there is `python -m skinlesion predict`."""
+MAX_WAITING = 100
+"""Requests of each kind that wait while one is answered; more are told that the queue is full."""
 KEPT = (60, 600)
 """Seconds: how often uploads are looked through, and how old they get before they are deleted."""
 SAFE_TO_SHARE = Version("6.20")
@@ -149,7 +151,7 @@ def build_app(exhibit: Exhibit) -> gr.Blocks:
             _add_model(exhibit)
         _add_endpoints(exhibit)
         app.load(None, js=NAME_PICTURES, **_private())
-    return app
+    return app.queue(max_size=MAX_WAITING)
 
 
 def _add_single(exhibit: Exhibit) -> None:
@@ -204,7 +206,8 @@ def _add_several(exhibit: Exhibit) -> None:
     ) -> tuple[pd.DataFrame | None, list[tuple[np.ndarray, str]], dict[str, Any]]:
         if not paths:
             return None, [], gr.update(value=None, visible=False)
-        judged = judge_files(exhibit, progress.tqdm(_require_few(paths), desc="judging"))
+        few = _or_error(lambda: _require_few(paths))
+        judged = judge_files(exhibit, progress.tqdm(few, desc="judging"))
         table = tabulate(judged)
         thumbnails = [
             (_draw(path, THUMBNAIL_SIZE), f"{one.image}: {page.summarize(one)}")
