@@ -20,9 +20,10 @@ import yaml
 from environment import ROOT
 from packaging.version import Version
 
-from skinlesion.app import FIGURES, SAFE_TO_SHARE, TITLE
+from skinlesion.app import SAFE_TO_SHARE, TITLE
 from skinlesion.bundle import find_bundle, load_bundle
 from skinlesion.errors import InputError
+from skinlesion.exhibit import FIGURES
 from skinlesion.labels import DISCLAIMER, SYNTHETIC_NOTE
 
 NOT_NEEDED = ("jupyter", "kagglehub", "tensorboard", "gradio")

@@ -8,7 +8,6 @@ from skinlesion.verdict import PROBLEMS, Candidate, Verdict, format_share
 
 CSS = (files("skinlesion") / "page.css").read_text(encoding="utf-8")
 WAITING = "The result appears here."
-FOREIGN = "Does not look like a dermatoscopic image"
 HOW_TO_READ = """\
 Confidences are calibrated: of images with 70 %, about 7 in 10 should have that diagnosis. Ticked
 diagnoses are the prediction set, which held the true one for 9 of 10 validation images."""
@@ -42,15 +41,6 @@ def render_verdict(verdict: Verdict) -> str:
     return _section("".join(parts) + f"<p class='quiet'><strong>{DISCLAIMER}</strong></p>")
 
 
-def summarize(verdict: Verdict) -> str:
-    """The call in a few words."""
-    if verdict.is_dermatoscopic is False:
-        return FOREIGN
-    if verdict.is_malignant is None:
-        return verdict.candidates[0].name
-    return "Called malignant" if verdict.is_malignant else "Called benign"
-
-
 def _section(inner: str) -> str:
     return f"<section class='verdict' role='status' aria-live='polite'>{inner}</section>"
 
@@ -60,7 +50,7 @@ def _call(verdict: Verdict) -> str:
     if verdict.is_dermatoscopic is not False:
         kind = "malignant" if verdict.is_malignant else "benign"
         detail = f"<span>{format_share(verdict.malignancy)} malignant</span>"
-    return f"<p class='call {kind}'><strong>{summarize(verdict)}</strong>{detail}</p>"
+    return f"<p class='call {kind}'><strong>{escape(verdict.call)}</strong>{detail}</p>"
 
 
 def _quality(problems: tuple[str, ...]) -> str:

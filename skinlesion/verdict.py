@@ -16,6 +16,7 @@ from skinlesion.quality import find_problems
 TARGET = "0.95"
 """The operating point that is shown: the share of malignant validation images to be found. Missing
 a cancer is worse than a false alarm."""
+FOREIGN = "Does not look like a dermatoscopic image"
 PROBLEMS = {
     "small": "It has few pixels and was enlarged: details that matter may be missing.",
     "blurred": "It is less sharp than nearly all images that the model was checked on.",
@@ -90,6 +91,15 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values, with the sentence."""
         return asdict(self) | {"problems": list(self.problems), "sentence": self.sentence}
+
+    @property
+    def call(self) -> str:
+        """The verdict in a few words."""
+        if self.is_dermatoscopic is False:
+            return FOREIGN
+        if self.is_malignant is None:
+            return self.candidates[0].name
+        return "Called malignant" if self.is_malignant else "Called benign"
 
     @property
     def sentence(self) -> str:

@@ -24,6 +24,7 @@ from PIL import Image
 from skinlesion import app
 from skinlesion.calibration import apply_temperature
 from skinlesion.errors import InputError
+from skinlesion.exhibit import SHOWN_SIZE
 from skinlesion.files import read_json
 from skinlesion.isic_files import read_predictions
 from skinlesion.labels import CLASS_CODES, CLASS_NAMES, DISCLAIMER, SYNTHETIC_NOTE
@@ -168,7 +169,7 @@ def test_explain_gives_the_picture_with_heat(client, picture):
             assert drawn.width / drawn.height == pytest.approx(
                 original.width / original.height, 0.01
             )
-        assert max(drawn.size) == app.SHOWN_SIZE
+        assert max(drawn.size) == SHOWN_SIZE
 
 
 def test_several_files_give_the_answers_of_each_and_name_what_is_no_image(
@@ -182,25 +183,6 @@ def test_several_files_give_the_answers_of_each_and_name_what_is_no_image(
     assert set(answers[1]) == {"image", "error"}
     assert "cannot be read as an image" in answers[1]["error"]
     assert answers[2] == ask(client, pictures[40])
-
-
-def test_too_many_files_are_refused(evaluated_run, predictor):
-    with pytest.raises(InputError, match="201 files are too many"):
-        app._require_few(["some.jpg"] * 201)
-
-
-def test_the_table_has_a_row_for_each_file(evaluated_run, predictor, pictures, tmp_path):
-    (tmp_path / "notes.jpg").write_text("not an image")
-    exhibit = app.gather_exhibit(evaluated_run, predictor, data=None, drawn=tmp_path / "drawn")
-    judged = app.judge_files(exhibit, [str(pictures[0]), str(tmp_path / "notes.jpg")])
-    table = app.tabulate(judged)
-    assert list(table["image"]) == [pictures[0].name, "notes.jpg"]
-    assert table.loc[0, list(CLASS_CODES)].sum() == pytest.approx(1)
-    assert "cannot be read" in table.loc[1, "error"]
-    shown = app._shorten(table)
-    assert "cannot be read" in shown.loc[1, "Verdict"]
-    only_bad = app._shorten(app.tabulate(judged[1:]))
-    assert "cannot be read" in only_bad.loc[0, "Verdict"]
 
 
 def test_describe_gives_the_figures_of_the_run(client, evaluated_run):
@@ -383,22 +365,6 @@ def test_the_page_says_that_it_is_no_medical_device(demo):
     page = httpx.get(demo.local_url).text
     assert DISCLAIMER in page
     assert SYNTHETIC_NOTE in page
-
-
-def test_a_bundle_by_itself_is_shown_with_drawings_for_examples(evaluated_run, predictor, tmp_path):
-    exhibit = app.gather_exhibit(evaluated_run / "model", predictor, data=None, drawn=tmp_path)
-    assert exhibit.card == app.NOT_EVALUATED
-    assert exhibit.point.sensitivity is None
-    assert [title for _, title in exhibit.examples] == list(CLASS_NAMES)
-    app.build_app(exhibit).close()
-
-
-def test_examples_are_test_images_of_each_class(evaluated_run, predictor, sample, tmp_path):
-    exhibit = app.gather_exhibit(evaluated_run, predictor, data=sample, drawn=tmp_path)
-    splits = (evaluated_run / "splits.csv").read_text().splitlines()
-    tested = {line.split(",")[0] for line in splits if line.endswith(",test")}
-    assert {path.stem for path, _ in exhibit.examples} <= tested
-    assert [title for _, title in exhibit.examples] == list(CLASS_NAMES)
 
 
 def test_a_public_link_is_refused_on_a_gradio_with_known_holes(

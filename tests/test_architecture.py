@@ -46,6 +46,7 @@ ORDER = [
     "workflow",
     "assessment",
     "verdict",
+    "exhibit",
     "page",
     "app",
     "cli",

@@ -12,7 +12,7 @@ from skinlesion import app, page
 from skinlesion.files import read_json
 from skinlesion.labels import CLASS_CODES, CLASS_NAMES, DISCLAIMER
 from skinlesion.predictor import Predictor
-from skinlesion.verdict import find_operating_point, format_share, judge_image
+from skinlesion.verdict import FOREIGN, find_operating_point, format_share, judge_image
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(
@@ -94,7 +94,7 @@ def judge(predictor, evaluated_run, path):
 def expect_verdict(opened, verdict):
     """The page shows this verdict: call, sentence, and the confidences in their order."""
     shown = opened.locator(".verdict")
-    expect(shown.locator(".call strong")).to_have_text(page.summarize(verdict))
+    expect(shown.locator(".call strong")).to_have_text(verdict.call)
     expect(shown).to_contain_text(verdict.sentence)
     expect(shown.locator("tbody tr")).to_have_count(7)
     for row, candidate in zip(shown.locator("tbody tr").all(), verdict.candidates, strict=True):
@@ -140,7 +140,7 @@ def test_an_example_is_chosen_with_the_keyboard_by_its_name(visit):
 def test_a_foreign_image_is_turned_away_before_any_class(visit, noise):
     opened = visit()
     upload(opened, noise)
-    expect(opened.locator(".verdict .call")).to_have_text(page.FOREIGN)
+    expect(opened.locator(".verdict .call")).to_have_text(FOREIGN)
     expect(opened.locator(".verdict tbody tr").first).to_be_hidden()
     expect(opened.get_by_text("(Grad-CAM)")).to_be_hidden()
     opened.get_by_text("What the network answers all the same").click()
@@ -185,7 +185,7 @@ def test_several_images_make_a_table_thumbnails_and_a_csv(
     assert "cannot be read" in table.loc[1, "error"]
     for row, path in ((0, pictures[3]), (2, pictures[40])):
         verdict = judge(predictor, evaluated_run, path)
-        assert table.loc[row, "verdict"] == page.summarize(verdict)
+        assert table.loc[row, "verdict"] == verdict.call
         for candidate in verdict.candidates:
             assert float(table.loc[row, candidate.code]) == pytest.approx(
                 candidate.probability, abs=1e-5

@@ -12,6 +12,7 @@ from skinlesion.calibration import apply_temperature
 from skinlesion.labels import CLASS_CODES, DIAGNOSES, DISCLAIMER
 from skinlesion.predictor import Predictor
 from skinlesion.verdict import (
+    FOREIGN,
     PROBLEMS,
     Candidate,
     OperatingPoint,
@@ -145,7 +146,7 @@ def test_html_shows_the_call_the_classes_and_the_notice():
 
 def test_html_of_a_foreign_image_folds_the_classes_away():
     html = page.render_verdict(make_verdict(is_dermatoscopic=False))
-    assert html.index(page.FOREIGN) < html.index("<details>") < html.index("<table>")
+    assert html.index(FOREIGN) < html.index("<details>") < html.index("<table>")
     assert "Called malignant" not in html
 
 
