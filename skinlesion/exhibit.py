@@ -84,10 +84,7 @@ def gather_exhibit(
     Raises:
         InputError: the model was not calibrated, or `data` is no dataset.
     """
-    evaluation = run / "evaluation"
-    metrics = None
-    if (evaluation / "metrics.json").is_file():
-        metrics = read_json(evaluation / "metrics.json")
+    evaluation, metrics = run / "evaluation", read_metrics(run)
     card = evaluation / "model_card.md"
     return Exhibit(
         predictor=predictor,
@@ -101,6 +98,12 @@ def gather_exhibit(
         ),
         examples=tuple(_choose_examples(run, predictor, data, drawn)),
     )
+
+
+def read_metrics(run: Path) -> dict[str, Any] | None:
+    """What `evaluate` measured, a run's `metrics.json`; None: it was not evaluated."""
+    path = run / "evaluation" / "metrics.json"
+    return read_json(path) if path.is_file() else None
 
 
 def judge_files(exhibit: Exhibit, paths: Sequence[str]) -> list[Verdict | dict[str, str]]:

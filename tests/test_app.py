@@ -130,14 +130,15 @@ def test_the_example_with_python_works_as_it_stands_in_the_readme(demo, client, 
 
 
 def in_a_notebook(run, path):
-    """`dx` code to probability, from notebook 5's own prediction cell, run in a kernel."""
+    """`dx` code to calibrated probability, from notebook 5's own cell, run in a kernel."""
     cells = nbformat.read(NOTEBOOKS / "05_gradio_demo.ipynb", as_version=4).cells
-    (cell,) = [cell for cell in cells if "prediction = predictor.predict(" in cell.source]
+    (cell,) = [cell for cell in cells if "verdict = judge_image(" in cell.source]
     before = (
         "from pathlib import Path\nfrom skinlesion.dataset import is_sample\n"
         f"run, images, image = Path({str(run)!r}), Path({str(path.parent)!r}), {str(path)!r}"
     )
-    sources = (before, cell.source, "prediction.probabilities")
+    after = "{one.code: one.probability for one in verdict.candidates}"
+    sources = (before, cell.source, after)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
     answer = NotebookClient(notebook, kernel_name="python3").execute().cells[-1].outputs[0]
     return ast.literal_eval(answer.data["text/plain"])
@@ -146,15 +147,15 @@ def in_a_notebook(run, path):
 def test_page_command_line_bundle_and_notebook_agree(
     client, predictor, evaluated_run, picture, tmp_path
 ):
-    """One image, one answer: but for the calibration, which only the page applies."""
+    """One image, one answer; the command line and the predictor give it before calibration."""
     in_notebook = in_a_notebook(evaluated_run, picture)
     from_bundle = Predictor.load(evaluated_run / "model").predict(picture).probabilities
     predict(evaluated_run, [picture], tmp_path / "called.csv")
     command = [sys.executable, "-m", "skinlesion", "predict", "--run", evaluated_run, picture]
     subprocess.run([*command, "--out", tmp_path / "typed.csv"], check=True, capture_output=True)
     page = probabilities(ask(client, picture))
+    assert np.allclose(page, [in_notebook[code] for code in CLASS_CODES], atol=1e-6)
     for other in (
-        [in_notebook[code] for code in CLASS_CODES],
         [from_bundle[code] for code in CLASS_CODES],
         read_predictions(tmp_path / "called.csv")[1][0],
         read_predictions(tmp_path / "typed.csv")[1][0],
