@@ -30,7 +30,7 @@ NEED_GPU = ("03_train", "04_evaluate", "all_in_one")
 NEEDS = {
     "03_train": ["02_split_metadata"],
     "04_evaluate": ["03_train"],
-    "05_gradio_demo": ["03_train"],
+    "05_gradio_demo": ["04_evaluate"],  # whose figures the page shows
 }
 """Whose output each notebook uses."""
 

@@ -129,8 +129,8 @@ def test_on_kaggle_each_notebook_is_a_session_and_uses_what_the_others_left(
     assert (
         f"loaded from /kaggle/input/datasets/keras/resnet50/{WEIGHTS_NAME}" in (printed["03_train"])
     )
-    run = "taken from /kaggle/input/notebooks/someone/skinlesion-03-train/runs/default"
-    for name in ("04_evaluate", "05_gradio_demo"):
+    for name, earlier in (("04_evaluate", "03-train"), ("05_gradio_demo", "04-evaluate")):
+        run = f"taken from /kaggle/input/notebooks/someone/skinlesion-{earlier}/runs/default"
         assert run in printed[name]
         assert "using the finished run" in printed[name]
     assert (tmp_path / "04_evaluate/runs/default/evaluation/metrics.json").is_file()
