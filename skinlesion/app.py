@@ -77,7 +77,11 @@ def build_app(exhibit: Exhibit) -> gr.Blocks:
 
 
 def _add_single(exhibit: Exhibit) -> None:
-    def show(image: str | None) -> str:
+    def show(image: str | None) -> tuple[str, dict[str, Any]]:
+        """The result; and the heat map of the image before disappears."""
+        return judge(image), gr.update(visible=False)
+
+    def judge(image: str | None) -> str:
         if image is None:
             return page.render_nothing()
         try:
@@ -116,7 +120,7 @@ def _add_single(exhibit: Exhibit) -> None:
                 gallery = _make_gallery("Examples", list(exhibit.examples), allow_preview=False)
                 gallery.select(pick, None, image, **_private())
     # Classes first: the heat map takes longer.
-    shown = image.change(show, image, verdict, show_progress="minimal", **_private())
+    shown = image.change(show, image, [verdict, heat], show_progress="minimal", **_private())
     shown.then(None, js=NAME_PICTURES, **_private())
     shown.then(look, image, heat, show_progress="minimal", **_private())
 
