@@ -84,7 +84,8 @@ def gather_exhibit(
     Raises:
         InputError: the model was not calibrated, or `data` is no dataset.
     """
-    evaluation, metrics = run / "evaluation", read_metrics(run)
+    home = _find_home(run)
+    evaluation, metrics = (home or run) / "evaluation", read_metrics(home or run)
     card = evaluation / "model_card.md"
     return Exhibit(
         predictor=predictor,
@@ -96,7 +97,7 @@ def gather_exhibit(
             for name, title in FIGURES.items()
             if (evaluation / f"{name}.png").is_file()
         ),
-        examples=tuple(_choose_examples(run, predictor, data, drawn)),
+        examples=tuple(_choose_examples(home, predictor, data, drawn)),
     )
 
 
@@ -153,16 +154,21 @@ def require_few(paths: list[str]) -> list[str]:
     return paths
 
 
+def _find_home(run: Path) -> Path | None:
+    """The run directory that a bundle lies in; None: it is one by itself."""
+    try:
+        return find_run(run)
+    except InputError:
+        return None
+
+
 def _choose_examples(
-    run: Path, predictor: Predictor, data: str | Path | None, drawn: Path
+    home: Path | None, predictor: Predictor, data: str | Path | None, drawn: Path
 ) -> list[tuple[Path, str]]:
     """A test image of each class where the dataset is at hand; drawings for a model of drawings."""
     found = find_local_dataset(data)
-    try:
-        rows = read_part(find_run(run), "test").drop_duplicates("dx").sort_values("label")
-    except InputError:
-        rows = None  # a bundle by itself does not know its test images
-    if found and rows is not None:
+    if found and home:
+        rows = read_part(home, "test").drop_duplicates("dx").sort_values("label")
         images = list_images(found)
         if set(rows["image_id"]) <= set(images):
             chosen = [images[image] for image in rows["image_id"]]

@@ -1,6 +1,7 @@
 """What a run gives the demo to show, without the page."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -61,10 +62,21 @@ def test_the_table_has_a_row_for_each_file(evaluated_run, predictor, pictures, t
 
 
 def test_a_bundle_by_itself_is_shown_with_drawings_for_examples(evaluated_run, predictor, tmp_path):
-    exhibit = gather_exhibit(evaluated_run / "model", predictor, data=None, drawn=tmp_path)
+    alone = shutil.copytree(evaluated_run / "model", tmp_path / "alone" / "model")
+    exhibit = gather_exhibit(alone, predictor, data=None, drawn=tmp_path)
     assert exhibit.card == NOT_EVALUATED
     assert exhibit.point.sensitivity is None
     assert [title for _, title in exhibit.examples] == list(CLASS_NAMES)
+
+
+def test_a_bundle_in_its_run_is_shown_with_the_figures_of_the_run(
+    evaluated_run, predictor, sample, tmp_path
+):
+    ways = [
+        gather_exhibit(folder, predictor, data=sample, drawn=tmp_path)
+        for folder in (evaluated_run, evaluated_run / "model")
+    ]
+    assert ways[0] == ways[1]
 
 
 def test_examples_are_test_images_of_each_class(evaluated_run, predictor, sample, tmp_path):
