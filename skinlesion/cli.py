@@ -119,7 +119,7 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
 def _add_copy(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("copy", help="gather the images of both parts in one folder")
     _add_data(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
+    _add_out(parser, "DIR", "folder to fill")
     parser.set_defaults(run_command=_step("workflow", "copy"))
 
 
@@ -138,9 +138,7 @@ def _add_check(commands: argparse._SubParsersAction) -> None:
 def _add_split(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("split", help="divide the images into train, validation and test")
     _add_data(parser)
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="CSV", help="split file to write"
-    )
+    _add_out(parser, "CSV", "split file to write")
     _add_recipe(parser)
     parser.add_argument(
         "--fold", type=_fold, metavar="K/N", help="fold K of N is test, numbered from 1"
@@ -168,7 +166,7 @@ def _add_find_near_duplicates(commands: argparse._SubParsersAction) -> None:
         "near-duplicates", help="find images of one lesion under different lesion ids"
     )
     _add_data(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="CSV", help="list to write")
+    _add_out(parser, "CSV", "list to write")
     _add_weights(parser, default=default_weights() or "imagenet")
     parser.set_defaults(run_command=_step("workflow", "find_near_duplicates"))
 
@@ -273,7 +271,7 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--predictions", type=Path, required=True, metavar="CSV")
     parser.add_argument("--truth", type=Path, required=True, metavar="CSV", help="one 1.0 a row")
     _add_metadata(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
+    _add_out(parser, "DIR", "folder to fill")
     parser.set_defaults(run_command=_step("assessment", "score"))
 
 
@@ -281,7 +279,7 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("compare", help="differences of two evaluated runs, intervals")
     parser.add_argument("run_a", type=Path, metavar="RUN_A")
     parser.add_argument("run_b", type=Path, metavar="RUN_B")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
+    _add_out(parser, "DIR", "folder to fill")
     parser.set_defaults(run_command=_step("assessment", "compare"))
 
 
@@ -297,7 +295,7 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("predict", help="predict image files or folders of them")
     _add_run(parser, "run directory or bundle")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image file or folder")
-    parser.add_argument("--out", type=Path, required=True, metavar="CSV", help="file to write")
+    _add_out(parser, "CSV", "file to write")
     parser.set_defaults(run_command=_predict)
 
 
@@ -317,13 +315,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     )
     _add_run(parser, "run directory or bundle")
     parser.add_argument("--format", choices=["onnx", "litert", "saved_model"], required=True)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="file to make (.onnx, .tflite), with saved_model a folder",
-    )
+    _add_out(parser, "PATH", "file to make (.onnx, .tflite), with saved_model a folder")
     parser.add_argument(
         "--images",
         type=Path,
@@ -351,6 +343,10 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_run(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--run", type=Path, required=True, metavar="RUN", help=what)
+
+
+def _add_out(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar=metavar, help=what)
 
 
 def _add_weights(parser: argparse.ArgumentParser, *, default: str | None) -> None:
