@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from skinlesion.calibration import Calibration, apply_temperature
+from skinlesion.calibration import apply_temperature
 from skinlesion.dataset import MASKS_NAME, find_dataset, list_images
 from skinlesion.errors import InputError, name_some
 from skinlesion.evaluation import compare_predictions, compute_share, draw_weights
 from skinlesion.files import read_json, write_atomically, write_csv, write_json
 from skinlesion.foreign import is_foreign
-from skinlesion.input_pipeline import decode_image
 from skinlesion.isic_files import read_predictions_for, read_truth, write_predictions
 from skinlesion.labels import CLASS_CODES, LABEL_OF, SYNTHETIC_NOTE
 from skinlesion.metadata import load_metadata, read_metadata
@@ -33,7 +32,7 @@ from skinlesion.split import join_split, read_split
 from skinlesion.workspace import say
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
 
     from skinlesion.predictor import Predictor
 
@@ -54,24 +53,28 @@ def evaluate(run: Path, *, data: str | Path | None = None, tta: bool = False) ->
     Returns:
         What `metrics.json` holds: see `report.write_report`.
     """
+    from skinlesion import plots
     from skinlesion.model_card import make_model_card
     from skinlesion.predictor import Predictor
-    from skinlesion.report import describe_metrics, write_report
+    from skinlesion.report import draw_explanations
 
     run = find_run(run)
     predictor = Predictor.load(run)
     source = find_dataset(data)
     table = load_metadata(source)
     require_same_dataset(run, table)
-    rows = _join_part(run, "test", table)
-    y_prob = _predict_once(predictor, rows, run / "predictions_test.csv")
+    rows = _join_test(run, table)
+    y_prob = _predict_once(predictor, rows, run)
     variants = {}
     if tta or (run / "predictions_test_tta.csv").is_file():
-        averaged = _predict_once(predictor, rows, run / "predictions_test_tta.csv", tta=True)
+        averaged = _predict_once(predictor, rows, run, tta=True)
         variants = {"single": y_prob, "test-time augmentation": averaged}
+    figures: dict[str, Any] = {"explanations": draw_explanations(predictor, rows, y_prob)}
+    if (run / "history.csv").is_file():
+        history = pd.read_csv(run / "history.csv")
+        figures["learning_curves"] = plots.plot_learning_curves(history)[0].figure
     heat = _measure_explanation(predictor, rows, y_prob, source / MASKS_NAME)
-    extra = {"explanation": heat, "foreign_image_gate": _measure_gate(predictor, rows)}
-    metrics = write_report(
+    metrics = _report(
         run / "evaluation",
         rows,
         y_prob,
@@ -79,11 +82,9 @@ def evaluate(run: Path, *, data: str | Path | None = None, tta: bool = False) ->
         variants=variants,
         synthetic=predictor.bundle.info.synthetic,
         seed=read_run_config(run).seed,
-        extra={name: found for name, found in extra.items() if found},
-        figures=_draw_history(run) | {"explanations": plot_explanations(predictor, rows, y_prob)},
+        extra=heat | _measure_gate(predictor, rows),
+        figures=figures,
     )
-    say(describe_metrics(metrics))
-    say(f"evaluate: figures and tables in {run / 'evaluation'}")
     card = make_model_card(run)
     path = run / "evaluation" / "model_card.md"
     write_atomically(path, lambda part: part.write_text(card, encoding="utf-8"))
@@ -114,7 +115,6 @@ def evaluate_external(
         InputError: an image of the truth is missing, or the files do not fit each other.
     """
     from skinlesion.predictor import Predictor
-    from skinlesion.report import describe_metrics, write_report
 
     _require_different(runs)
     rows = _read_truth_rows(truth, metadata)
@@ -126,25 +126,20 @@ def evaluate_external(
             f"{name_some(missing)}"
         )
     rows = rows.assign(path=rows["image_id"].map(paths))
-    members, calibrations, synthetic = {}, [], False
+    members, calibrated, synthetic = {}, [], False
     for run in runs:
         predictor = Predictor.load(run)
         say(f"evaluate: predicting {len(rows):,} images with {run}")
-        members[str(run)] = predictor.predict_probabilities(list(rows["path"]), tta=tta)
-        calibrations.append(predictor.calibration)
+        y_prob = predictor.predict_probabilities(list(rows["path"]), tta=tta)
+        members[str(run)] = y_prob
+        calibrated.append(apply_temperature(y_prob, predictor.calibration.temperature))
         synthetic = synthetic or predictor.bundle.info.synthetic
-    if len(runs) == 1:
-        y_prob, calibration, variants = next(iter(members.values())), calibrations[0], {}
-    else:
-        y_prob = _average(list(members.values()), calibrations)
-        calibration, variants = None, members | {"ensemble": y_prob}
+    options: dict[str, Any] = {"calibration": predictor.calibration}
+    if len(runs) > 1:
+        y_prob = np.mean(calibrated, axis=0)
+        options = {"variants": members | {"ensemble": y_prob}}
     write_predictions(out / "predictions.csv", list(rows["image_id"]), y_prob)
-    metrics = write_report(
-        out, rows, y_prob, calibration=calibration, variants=variants, synthetic=synthetic
-    )
-    say(describe_metrics(metrics))
-    say(f"evaluate: figures and tables in {out}")
-    return metrics
+    return _report(out, rows, y_prob, synthetic=synthetic, **options)
 
 
 def evaluate_together(
@@ -167,31 +162,26 @@ def evaluate_together(
             is tested on.
     """
     from skinlesion.predictor import Predictor
-    from skinlesion.report import describe_metrics, write_report
 
     runs = [find_run(run) for run in runs]
     _require_different(runs)
     table = load_metadata(find_dataset(data))
-    parts, probabilities, calibrations, synthetic = [], [], [], False
+    parts, members, calibrated, synthetic = [], {}, [], False
     for run in runs:
         require_same_dataset(run, table)
         predictor = Predictor.load(run)
-        rows = _join_part(run, "test", table).sort_values("image_id", ignore_index=True)
-        name = "predictions_test_tta.csv" if tta else "predictions_test.csv"
+        rows = _join_test(run, table).sort_values("image_id", ignore_index=True)
+        y_prob = _predict_once(predictor, rows, run, tta=tta)
         parts.append(rows)
-        probabilities.append(_predict_once(predictor, rows, run / name, tta=tta))
-        calibrations.append(predictor.calibration)
+        members[str(run)] = y_prob
+        calibrated.append(apply_temperature(y_prob, predictor.calibration.temperature))
         synthetic = synthetic or predictor.bundle.info.synthetic
     tested = [set(rows["image_id"]) for rows in parts]
     if all(ids == tested[0] for ids in tested):
-        rows, y_prob = parts[0], _average(probabilities, calibrations)
-        members = {str(run): p for run, p in zip(runs, probabilities, strict=True)}
+        rows, y_prob = parts[0], np.mean(calibrated, axis=0)
         variants, kind = members | {"ensemble": y_prob}, "ensemble"
     elif all(not one & other for one, other in combinations(tested, 2)):
-        rows = pd.concat(parts, ignore_index=True)
-        y_prob = np.concatenate(
-            [_average([p], [c]) for p, c in zip(probabilities, calibrations, strict=True)]
-        )
+        rows, y_prob = pd.concat(parts, ignore_index=True), np.concatenate(calibrated)
         variants, kind = {}, "folds"
     else:
         raise InputError(
@@ -199,11 +189,8 @@ def evaluate_together(
             "on the folds of one (split --fold K/N)"
         )
     write_predictions(out / "predictions.csv", list(rows["image_id"]), y_prob)
-    metrics = write_report(out, rows, y_prob, variants=variants, synthetic=synthetic)
     say(f"evaluate: {len(runs)} runs as {kind}")
-    say(describe_metrics(metrics))
-    say(f"evaluate: figures and tables in {out}")
-    return metrics
+    return _report(out, rows, y_prob, variants=variants, synthetic=synthetic)
 
 
 def score(
@@ -221,11 +208,8 @@ def score(
     Raises:
         InputError: rows that are missing, extra, doubled or out of range, by name.
     """
-    from skinlesion.report import describe_metrics, write_report
-
     rows = _read_truth_rows(truth, metadata)
     y_prob = read_predictions_for(predictions, list(rows["image_id"]))
-    metrics = write_report(out, rows, y_prob)
     apart = int((np.abs(y_prob.sum(axis=1) - 1) > SUM_TOLERANCE).sum())
     if apart:
         say(
@@ -234,9 +218,7 @@ def score(
         )
     if metadata is None:
         say("score: no --metadata, so every image counts as a lesion of its own")
-    say(describe_metrics(metrics))
-    say(f"score: figures and tables in {out}")
-    return metrics
+    return _report(out, rows, y_prob, step="score")
 
 
 def compare(run_a: Path, run_b: Path, out: Path) -> dict[str, Any]:
@@ -279,7 +261,7 @@ def compare(run_a: Path, run_b: Path, out: Path) -> dict[str, Any]:
         title=f"{run_b.name} minus {run_a.name}, 95 % interval",
         reference=0,
     )
-    synthetic = any(_is_synthetic(run) for run in (run_a, run_b))
+    synthetic = any(read_json(x / "config.json")["dataset"]["synthetic"] for x in (run_a, run_b))
     plots.caption(ax.figure, synthetic=synthetic)
     plots.save_figure(ax.figure, out / "comparison.png")
     write_csv(out / "comparison.csv", figures)
@@ -300,67 +282,29 @@ def plot_samples(run: Path, *, data: str | Path | None = None) -> "Figure":
     """Test images of an evaluated run, drawn by its seed, titled with true and predicted class."""
     from skinlesion.report import draw_samples
 
-    rows = _join_part(run, "test", load_metadata(find_dataset(data)))
-    return draw_samples(rows, read_test_predictions(run, rows), seed=read_run_config(run).seed)
+    return draw_samples(*_read_judged(run, data), seed=read_run_config(run).seed)
 
 
 def plot_mistakes(run: Path, *, data: str | Path | None = None) -> "Figure":
     """The test images that an evaluated run got wrong with the highest confidence."""
     from skinlesion.report import draw_mistakes
 
-    rows = _join_part(run, "test", load_metadata(find_dataset(data)))
-    return draw_mistakes(rows, read_test_predictions(run, rows))
+    return draw_mistakes(*_read_judged(run, data))
 
 
 def explain(run: Path, *, data: str | Path | None = None, right: bool = True) -> "Figure":
     """Grad-CAM of test images that an evaluated run got right, or wrong."""
     from skinlesion.predictor import Predictor
+    from skinlesion.report import draw_explanations
 
-    rows = _join_part(run, "test", load_metadata(find_dataset(data)))
-    y_prob = read_test_predictions(run, rows)
-    return plot_explanations(Predictor.load(run), rows, y_prob, kinds=(right,))
-
-
-def plot_explanations(
-    predictor: "Predictor",
-    rows: pd.DataFrame,
-    y_prob: np.ndarray,
-    *,
-    kinds: Sequence[bool] = (True, False),
-) -> "Figure":
-    """Heat of the predicted class: of each class the most confident right and wrong image.
-
-    Args:
-        predictor: the model.
-        rows: `path` and `label` of n images.
-        y_prob: float (n, 7), what the model says about them.
-        kinds: True shows right ones, False wrong ones.
-    """
-    from skinlesion import plots
-    from skinlesion.explanation import overlay_heat
-
-    top, truth = y_prob.argmax(axis=1), rows["label"].to_numpy()
-    confidence = y_prob.max(axis=1)
-    groups = [
-        np.flatnonzero((truth == label) & ((top == truth) == kind))
-        for kind in kinds
-        for label in range(len(CLASS_CODES))
-    ]
-    chosen = np.array([group[confidence[group].argmax()] for group in groups if len(group)], int)
-    paths = list(rows["path"].iloc[chosen])
-    heat = predictor.explain(paths, top[chosen])
-    images = [decode_image(path, image_size=(150, 200)) for path in paths]
-    return plots.plot_explanations(
-        images,
-        [overlay_heat(image, one) for image, one in zip(images, heat, strict=True)],
-        [f"true {CLASS_CODES[truth[i]]}\nheat for {CLASS_CODES[top[i]]}" for i in chosen],
-    )
+    return draw_explanations(Predictor.load(run), *_read_judged(run, data), kinds=(right,))
 
 
 def _predict_once(
-    predictor: "Predictor", rows: pd.DataFrame, path: Path, *, tta: bool = False
+    predictor: "Predictor", rows: pd.DataFrame, run: Path, *, tta: bool = False
 ) -> np.ndarray:
-    """Predictions of a run for its own images: read when they are there, otherwise made."""
+    """Predictions of a run for its test images: read when they are there, otherwise made."""
+    path = run / ("predictions_test_tta.csv" if tta else "predictions_test.csv")
     if not path.is_file():
         say(f"evaluate: predicting {len(rows):,} test images")
         y_prob = predictor.predict_probabilities(list(rows["path"]), tta=tta)
@@ -375,21 +319,28 @@ def _require_different(runs: Sequence[Path]) -> None:
         raise InputError(f"a run is given more than once: {name_some(doubled)}")
 
 
-def _average(
-    probabilities: Sequence[np.ndarray], calibrations: Sequence[Calibration]
-) -> np.ndarray:
-    """The mean of calibrated probabilities, float (n, 7)."""
-    calibrated = [
-        apply_temperature(y_prob, calibration.temperature)
-        for y_prob, calibration in zip(probabilities, calibrations, strict=True)
-    ]
-    return np.mean(calibrated, axis=0)
-
-
-def _join_part(run: Path, part: str, table: pd.DataFrame) -> pd.DataFrame:
-    """The metadata of the images of one part of a run's split."""
+def _join_test(run: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """The metadata of the test images of a run."""
     rows = join_split(table, read_split(run / "splits.csv"))
-    return rows[rows["split"] == part].reset_index(drop=True)
+    return rows[rows["split"] == "test"].reset_index(drop=True)
+
+
+def _read_judged(run: Path, data: str | Path | None) -> tuple[pd.DataFrame, np.ndarray]:
+    """The test images of an evaluated run, and its uncalibrated predictions for them."""
+    rows = _join_test(run, load_metadata(find_dataset(data)))
+    return rows, read_test_predictions(run, rows)
+
+
+def _report(
+    out: Path, rows: pd.DataFrame, y_prob: np.ndarray, *, step: str = "evaluate", **options: Any
+) -> dict[str, Any]:
+    """Write the report and say what is in it. Arguments: of `report.write_report`."""
+    from skinlesion.report import describe_metrics, write_report
+
+    metrics = write_report(out, rows, y_prob, **options)
+    say(describe_metrics(metrics))
+    say(f"{step}: figures and tables in {out}")
+    return metrics
 
 
 def _read_truth_rows(truth: Path, metadata: Path | None) -> pd.DataFrame:
@@ -410,43 +361,34 @@ def _read_truth_rows(truth: Path, metadata: Path | None) -> pd.DataFrame:
 
 def _measure_explanation(
     predictor: "Predictor", rows: pd.DataFrame, y_prob: np.ndarray, masks: Path
-) -> dict[str, float] | None:
+) -> dict[str, Any]:
     """How much of the heat lies inside the lesion, where its outline is known."""
     from skinlesion.explanation import measure_heat
 
     outlines = [masks / f"{image_id}.png" for image_id in rows["image_id"]]
     if not all(path.is_file() for path in outlines):
-        return None
-    return measure_heat(predictor.explain(list(rows["path"]), y_prob.argmax(axis=1)), outlines)
+        return {}
+    heat = predictor.explain(list(rows["path"]), y_prob.argmax(axis=1))
+    return {"explanation": measure_heat(heat, outlines)}
 
 
-def _measure_gate(predictor: "Predictor", rows: pd.DataFrame) -> dict[str, Any] | None:
+def _measure_gate(predictor: "Predictor", rows: pd.DataFrame) -> dict[str, Any]:
     """The share of lesions that the gate for foreign images lets in, with 95 % intervals."""
     gate = predictor.bundle.gate
     if gate is None:
-        return None
+        return {}
     scores = gate.compute_scores(predictor.describe(list(rows["path"])))
     weights, _ = draw_weights(len(rows), rows["lesion_id"].to_numpy())
     let_in, labels = ~is_foreign(scores), rows["label"].to_numpy()
-    return {
+    measured = {
         "threshold": gate.threshold,
         "let_in": compute_share(let_in, np.ones(len(rows)), weights),
         "per_class": {
-            code: {"support": int((labels == label).sum())}
-            | {"let_in": compute_share(let_in, labels == label, weights)}
+            code: {
+                "support": int((labels == label).sum()),
+                "let_in": compute_share(let_in, labels == label, weights),
+            }
             for label, code in enumerate(CLASS_CODES)
         },
     }
-
-
-def _draw_history(run: Path) -> dict[str, "Figure | SubFigure"]:
-    from skinlesion import plots
-
-    history = run / "history.csv"
-    if not history.is_file():
-        return {}
-    return {"learning_curves": plots.plot_learning_curves(pd.read_csv(history))[0].figure}
-
-
-def _is_synthetic(run: Path) -> bool:
-    return bool(read_json(run / "config.json")["dataset"]["synthetic"])
+    return {"foreign_image_gate": measured}

@@ -32,7 +32,7 @@ class RandomAffine(keras.layers.Layer):
         keep_aspect: bool,
         flip: bool,
         fill_mode: str,
-        seed: int | None = None,
+        seed: int,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -41,7 +41,6 @@ class RandomAffine(keras.layers.Layer):
         self.keep_aspect = keep_aspect
         self.flip = flip
         self.fill_mode = fill_mode
-        self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def call(self, images: Any, training: bool = False) -> Any:
@@ -76,16 +75,10 @@ class RandomAffine(keras.layers.Layer):
         nothing = ops.zeros_like(a)
         return ops.stack([a, b, shift_x, c, d, shift_y, nothing, nothing], axis=1)
 
-    def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor, for saving."""
-        names = ("rotation", "zoom", "keep_aspect", "flip", "fill_mode", "seed")
-        return super().get_config() | {name: getattr(self, name) for name in names}
-
     def _uniform(self, count: int, largest: float) -> Any:
         return keras.random.uniform((count,), -largest, largest, seed=self.seed_generator)
 
 
-@keras.saving.register_keras_serializable("skinlesion")
 class RandomFlipAndTurn(keras.layers.Layer):
     """Flips of each image or feature map, and, where it is square, quarter turns: no resampling.
 
@@ -97,9 +90,8 @@ class RandomFlipAndTurn(keras.layers.Layer):
         seed: of the random draws.
     """
 
-    def __init__(self, *, seed: int | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.seed = seed
+    def __init__(self, *, seed: int) -> None:
+        super().__init__()
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def call(self, images: Any, training: bool = False) -> Any:
@@ -111,10 +103,6 @@ class RandomFlipAndTurn(keras.layers.Layer):
         if images.shape[1] == images.shape[2]:
             images = self._choose(ops.transpose(images, (0, 2, 1, 3)), images)
         return images
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor, for saving."""
-        return super().get_config() | {"seed": self.seed}
 
     def _choose(self, one: Any, other: Any) -> Any:
         """For each image one or the other, with probability 1/2."""
@@ -190,10 +178,8 @@ def make_augmentation(kind: Augmentation, *, seed: int) -> keras.Sequential:
     return keras.Sequential(layers[kind], name="augmentation")
 
 
-def make_feature_augmentation(kind: Augmentation, *, seed: int) -> keras.Sequential | None:
+def make_feature_augmentation(kind: Augmentation, *, seed: int) -> keras.layers.Layer | None:
     """What of `make_augmentation` can be done to feature maps; None where nothing can."""
-    layers: dict[Augmentation, keras.layers.Layer] = {
-        "dermatoscopic": RandomFlipAndTurn(seed=seed),
-        "none": keras.layers.Identity(),
-    }
-    return keras.Sequential([layers[kind]], name="augmentation") if kind in layers else None
+    if kind == "original":
+        return None
+    return RandomFlipAndTurn(seed=seed) if kind == "dermatoscopic" else keras.layers.Identity()

@@ -6,7 +6,8 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # TensorFlow reads this when it is imported: without it, warnings bury our own messages.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    arguments = build_parser().parse_args(argv)
+    options = vars(build_parser().parse_args(argv))
+    run_command, debug = options.pop("run_command"), options.pop("debug")
     try:
-        return arguments.run_command(arguments) or 0
+        return run_command(**options) or 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if arguments.debug:
+        if debug:
             traceback.print_exc()
         elif isinstance(error, InputError):
             # The libraries' own messages, which are passed on, may have several lines.
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; each sets `run_command`."""
+    """The parser of all commands; each sets `run_command`, which takes its options by name."""
     parser = argparse.ArgumentParser(
         prog="python -m skinlesion",
         description="Train, judge and show a skin lesion classifier on HAM10000.",
@@ -90,128 +92,104 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _step(module: str, name: str) -> Callable[..., None]:
+    """A function of the package, imported when it runs: the help appears at once."""
+
+    def run(**options: Any) -> None:
+        getattr(import_module(f"skinlesion.{module}"), name)(**options)
+
+    return run
+
+
+def _sample(out: Path, images_per_class: int, seed: int) -> None:
+    from skinlesion.sample import make_sample
+
+    make_sample(out, images_per_class=images_per_class, seed=seed)
+    print(f"sample: synthetic dataset in {out}")
+
+
 def _add_sample(commands: argparse._SubParsersAction) -> None:
-    def run(arguments: argparse.Namespace) -> None:
-        from skinlesion.sample import make_sample
-
-        make_sample(arguments.out, images_per_class=arguments.images_per_class, seed=arguments.seed)
-        print(f"sample: synthetic dataset in {arguments.out}")
-
     parser = commands.add_parser("sample", help="draw a synthetic dataset, to try the software")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
     parser.add_argument("--images-per-class", type=_positive, default=60, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.set_defaults(run_command=run)
+    parser.set_defaults(run_command=_sample)
 
 
 def _add_copy(commands: argparse._SubParsersAction) -> None:
-    def run(arguments: argparse.Namespace) -> None:
-        from skinlesion import workflow
-
-        workflow.copy(arguments.data, arguments.out)
-
     parser = commands.add_parser("copy", help="gather the images of both parts in one folder")
     _add_data(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
-    parser.set_defaults(run_command=run)
+    _add_out(parser, "DIR", "folder to fill")
+    parser.set_defaults(run_command=_step("workflow", "copy"))
+
+
+def _check(data: Path | None) -> int:
+    from skinlesion import workflow
+
+    return FAILURE if workflow.check(data) else 0
 
 
 def _add_check(commands: argparse._SubParsersAction) -> None:
-    def run(arguments: argparse.Namespace) -> int:
-        from skinlesion import workflow
-
-        return FAILURE if workflow.check(arguments.data) else 0
-
     parser = commands.add_parser("check", help="look for damage in a dataset; status 1 if any")
     _add_data(parser)
-    parser.set_defaults(run_command=run)
+    parser.set_defaults(run_command=_check)
 
 
 def _add_split(commands: argparse._SubParsersAction) -> None:
-    def run(arguments: argparse.Namespace) -> None:
-        from skinlesion import workflow
-
-        workflow.split(
-            arguments.data,
-            arguments.out,
-            recipe=arguments.recipe,
-            seed=arguments.seed,
-            fold=arguments.fold,
-            near_duplicates=arguments.near_duplicates,
-        )
-
     parser = commands.add_parser("split", help="divide the images into train, validation and test")
     _add_data(parser)
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="CSV", help="split file to write"
-    )
+    _add_out(parser, "CSV", "split file to write")
     _add_recipe(parser)
     parser.add_argument(
         "--fold", type=_fold, metavar="K/N", help="fold K of N is test, numbered from 1"
     )
     _add_near_duplicates(parser)
-    parser.set_defaults(run_command=run)
+    parser.set_defaults(run_command=_step("workflow", "split"))
+
+
+def _audit(**options: Any) -> int:
+    from skinlesion import workflow
+
+    return 0 if workflow.audit(**options).is_clean else FAILURE
 
 
 def _add_audit(commands: argparse._SubParsersAction) -> None:
-    def run(arguments: argparse.Namespace) -> int:
-        from skinlesion import workflow
-
-        found = workflow.audit(
-            arguments.splits, data=arguments.data, near_duplicates=arguments.near_duplicates
-        )
-        return 0 if found.is_clean else FAILURE
-
     parser = commands.add_parser("audit", help="look for leaks in a split file; status 1 if any")
     parser.add_argument("splits", type=Path, metavar="CSV", help="with image_id and split")
     _add_data(parser)
     _add_near_duplicates(parser)
-    parser.set_defaults(run_command=run)
+    parser.set_defaults(run_command=_audit)
 
 
 def _add_find_near_duplicates(commands: argparse._SubParsersAction) -> None:
-    def run(arguments: argparse.Namespace) -> None:
-        from skinlesion import workflow
-
-        workflow.find_near_duplicates(
-            arguments.data, arguments.out, weights=arguments.weights or "imagenet"
-        )
-
     parser = commands.add_parser(
         "near-duplicates", help="find images of one lesion under different lesion ids"
     )
     _add_data(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="CSV", help="list to write")
-    _add_weights(parser, default=default_weights())
-    parser.set_defaults(run_command=run)
+    _add_out(parser, "CSV", "list to write")
+    _add_weights(parser, default=default_weights() or "imagenet")
+    parser.set_defaults(run_command=_step("workflow", "find_near_duplicates"))
+
+
+def _train(
+    run: Path,
+    recipe: str | None,
+    data: Path | None,
+    splits: Path | None,
+    time_limit: float | None,
+    settings: list[tuple[str, Any]],
+    **options: Any,
+) -> None:
+    from skinlesion import workflow
+    from skinlesion.runs import choose_config, is_begun
+
+    if not (options["weights"] or is_begun(run)):
+        options["weights"] = default_weights()
+    config = choose_config(run, recipe, **options | dict(settings))
+    workflow.train(data, run, config, splits=splits, time_limit=time_limit)
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
-    def run(arguments: argparse.Namespace) -> None:
-        from skinlesion import workflow
-        from skinlesion.runs import choose_config, is_begun
-
-        weights = arguments.weights or (None if is_begun(arguments.run) else default_weights())
-        options = {
-            "weights": weights,
-            "image_size": arguments.image_size,
-            "epochs": arguments.epochs,
-            "batch_size": arguments.batch_size,
-            "limit": arguments.limit,
-            "seed": arguments.seed,
-            "deterministic": arguments.deterministic or None,
-        }
-        config = choose_config(
-            arguments.run, arguments.recipe, **options | dict(arguments.settings)
-        )
-        workflow.train(
-            arguments.data,
-            arguments.run,
-            config,
-            splits=arguments.splits,
-            time_limit=arguments.time_limit,
-        )
-
     parser = commands.add_parser(
         "train",
         help="train a model; fills a run directory",
@@ -226,7 +204,9 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--epochs", type=_positive, metavar="N", help="all phases together")
     parser.add_argument("--batch-size", type=_positive, metavar="N")
     parser.add_argument("--limit", type=_positive, metavar="N", help="use N training images only")
-    parser.add_argument("--deterministic", action="store_true", help="repeatable, but slower")
+    parser.add_argument(
+        "--deterministic", action="store_true", default=None, help="repeatable, but slower"
+    )
     parser.add_argument(
         "--time-limit", type=_hours, metavar="HOURS", help="stop before; the same command goes on"
     )
@@ -239,29 +219,35 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         metavar="NAME=VALUE",
         help="any other setting of the recipe, such as label_smoothing=0.1; can be repeated",
     )
-    parser.set_defaults(run_command=run)
+    parser.set_defaults(run_command=_train)
+
+
+def _evaluate(
+    run: list[Path],
+    data: Path | None,
+    tta: bool,
+    images: Path | None,
+    truth: Path | None,
+    metadata: Path | None,
+    out: Path | None,
+) -> None:
+    from skinlesion import assessment
+
+    if (images is None) != (truth is None):
+        raise InputError("--images and --truth belong together: name both or none")
+    if len(run) == 1 and images is None:
+        if out is not None:
+            raise InputError("a run is evaluated in its own folder: leave out --out")
+        assessment.evaluate(run[0], data=data, tta=tta)
+    elif out is None:
+        raise InputError("name a folder for the results with --out DIR")
+    elif images and truth:
+        assessment.evaluate_external(run, images, truth, out, metadata=metadata, tta=tta)
+    else:
+        assessment.evaluate_together(run, out, data=data, tta=tta)
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
-    def run(arguments: argparse.Namespace) -> None:
-        from skinlesion import assessment
-
-        runs, data, out, tta = arguments.run, arguments.data, arguments.out, arguments.tta
-        if (arguments.images is None) != (arguments.truth is None):
-            raise InputError("--images and --truth belong together: name both or none")
-        if out is None and (arguments.images or len(runs) > 1):
-            raise InputError("name a folder for the results with --out DIR")
-        if arguments.images:
-            assessment.evaluate_external(
-                runs, arguments.images, arguments.truth, out, metadata=arguments.metadata, tta=tta
-            )
-        elif len(runs) > 1:
-            assessment.evaluate_together(runs, out, data=data, tta=tta)
-        elif out is not None:
-            raise InputError("a run is evaluated in its own folder: leave out --out")
-        else:
-            assessment.evaluate(runs[0], data=data, tta=tta)
-
     parser = commands.add_parser(
         "evaluate",
         help="test a run: figures with 95 %% intervals, plots",
@@ -277,60 +263,50 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--truth", type=Path, metavar="CSV", help="their truth, ISIC 2018 form")
     _add_metadata(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results")
-    parser.set_defaults(run_command=run)
+    parser.set_defaults(run_command=_evaluate)
 
 
 def _add_score(commands: argparse._SubParsersAction) -> None:
-    def run(arguments: argparse.Namespace) -> None:
-        from skinlesion import assessment
-
-        assessment.score(
-            arguments.predictions, arguments.truth, arguments.out, metadata=arguments.metadata
-        )
-
     parser = commands.add_parser("score", help="figures of any predictions file, without a model")
     parser.add_argument("--predictions", type=Path, required=True, metavar="CSV")
     parser.add_argument("--truth", type=Path, required=True, metavar="CSV", help="one 1.0 a row")
     _add_metadata(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
-    parser.set_defaults(run_command=run)
+    _add_out(parser, "DIR", "folder to fill")
+    parser.set_defaults(run_command=_step("assessment", "score"))
 
 
 def _add_compare(commands: argparse._SubParsersAction) -> None:
-    def run(arguments: argparse.Namespace) -> None:
-        from skinlesion import assessment
-
-        assessment.compare(arguments.run_a, arguments.run_b, arguments.out)
-
     parser = commands.add_parser("compare", help="differences of two evaluated runs, intervals")
     parser.add_argument("run_a", type=Path, metavar="RUN_A")
     parser.add_argument("run_b", type=Path, metavar="RUN_B")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
-    parser.set_defaults(run_command=run)
+    _add_out(parser, "DIR", "folder to fill")
+    parser.set_defaults(run_command=_step("assessment", "compare"))
+
+
+def _predict(run: Path, paths: list[str], out: Path) -> None:
+    from skinlesion import workflow
+
+    table = workflow.predict(run, paths, out)
+    print(table.to_string(index=False, max_rows=20))
+    print(DISCLAIMER)
 
 
 def _add_predict(commands: argparse._SubParsersAction) -> None:
-    def run(arguments: argparse.Namespace) -> None:
-        from skinlesion import workflow
-
-        table = workflow.predict(arguments.run, arguments.paths, arguments.out)
-        print(table.to_string(index=False, max_rows=20))
-        print(DISCLAIMER)
-
     parser = commands.add_parser("predict", help="predict image files or folders of them")
     _add_run(parser, "run directory or bundle")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image file or folder")
-    parser.add_argument("--out", type=Path, required=True, metavar="CSV", help="file to write")
-    parser.set_defaults(run_command=run)
+    _add_out(parser, "CSV", "file to write")
+    parser.set_defaults(run_command=_predict)
+
+
+def _export(run: Path, format: Any, out: Path, images: list[Path]) -> None:
+    from skinlesion.exports import export
+
+    export(run, format, out, images=images)
+    print(DISCLAIMER)
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
-    def run(arguments: argparse.Namespace) -> None:
-        from skinlesion.exports import export
-
-        export(arguments.run, arguments.format, arguments.out, images=arguments.images)
-        print(DISCLAIMER)
-
     parser = commands.add_parser(
         "export",
         help="write the model as ONNX, LiteRT or SavedModel",
@@ -339,13 +315,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     )
     _add_run(parser, "run directory or bundle")
     parser.add_argument("--format", choices=["onnx", "litert", "saved_model"], required=True)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="file to make (.onnx, .tflite), with saved_model a folder",
-    )
+    _add_out(parser, "PATH", "file to make (.onnx, .tflite), with saved_model a folder")
     parser.add_argument(
         "--images",
         type=Path,
@@ -354,28 +324,17 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="images to compare on (default: generated ones)",
     )
-    parser.set_defaults(run_command=run)
+    parser.set_defaults(run_command=_export)
 
 
 def _add_demo(commands: argparse._SubParsersAction) -> None:
-    def run(arguments: argparse.Namespace) -> None:
-        from skinlesion.app import serve
-
-        serve(
-            arguments.run,
-            host=arguments.host,
-            port=arguments.port,
-            share=arguments.share,
-            auth=arguments.auth,
-        )
-
     parser = commands.add_parser("demo", help="show the model as a page in the browser")
     _add_run(parser, "run directory or bundle")
     parser.add_argument("--host", default="127.0.0.1", metavar="H", help="default: 127.0.0.1")
     parser.add_argument("--port", type=_positive, default=7860, metavar="N", help="default: 7860")
     parser.add_argument("--share", action="store_true", help="a public link through Gradio")
     parser.add_argument("--auth", type=_auth, metavar="USER:PASSWORD", help="ask for a login")
-    parser.set_defaults(run_command=run)
+    parser.set_defaults(run_command=_step("app", "serve"))
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -384,6 +343,10 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_run(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--run", type=Path, required=True, metavar="RUN", help=what)
+
+
+def _add_out(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar=metavar, help=what)
 
 
 def _add_weights(parser: argparse.ArgumentParser, *, default: str | None) -> None:

@@ -48,7 +48,6 @@ CONNECTIONS = 20
 TIMEOUT = 30
 """Seconds without a sign of the server after which a connection counts as broken."""
 
-
 CHUNK = 2**20
 """Bytes that are read at a time."""
 
@@ -91,41 +90,6 @@ def download_dataset(folder: Path, *, server: str = DATAVERSE) -> Path:
             f"the dataset {KAGGLE_HANDLE} on Kaggle, or connect to the internet (on Kaggle: "
             "Settings > Internet on)"
         ) from error
-
-
-def _fetch(session: requests.Session, file: RemoteFile, path: Path) -> None:
-    """Download a file to `path`; what an interrupted call left beside it is not fetched again.
-
-    Raises:
-        InputError: no file to be had, or not the one that is listed, which is deleted then; the
-            connection broke off too often or the disk is full, where what arrived is kept.
-    """
-    if path.is_file():  # named so only after its check
-        return
-    part = path.with_name(path.name + ".part")
-    try:
-        with byte_bar(file.name, file.size) as bar:
-            for _ in range(CONNECTIONS):
-                if _size(part) >= file.size:
-                    break
-                _receive(session, file, part, bar)
-    except OSError as error:
-        raise InputError(
-            f"{part}: cannot be written ({error.strerror or error}); make room or name another "
-            "folder with the variable SKINLESION_CACHE; what is there is kept"
-        ) from error
-    if _size(part) < file.size:
-        raise InputError(
-            f"{file.url}: the connection broke off {CONNECTIONS} times; repeat the command: the "
-            f"first {_size(part):,} of {file.size:,} bytes of {file.name} are kept"
-        )
-    with part.open("rb") as content:
-        # Against damage on the way, not against malice.
-        md5 = hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if md5 != file.md5:
-        raise _wrong_file(file, part, f"MD5 {md5} instead of {file.md5}")
-    part.replace(path)
-    _etag_file(part).unlink(missing_ok=True)
 
 
 def _download_from_kaggle() -> Path:
@@ -218,24 +182,72 @@ def _describe(server: str, name: str, entry: dict[str, Any]) -> RemoteFile:
     return RemoteFile(name, url, entry["filesize"], entry["md5"])
 
 
-def _receive(session: requests.Session, file: RemoteFile, part: Path, bar: Any) -> None:
-    """Add to `part` what one connection brings."""
-    have, tag = _size(part), _etag_file(part)
-    etag = tag.read_text() if have and tag.exists() else ""
+def _require_room(folder: Path, files: list[RemoteFile]) -> None:
+    """Raise unless the archives fit on the disk and, before they go, what is in them."""
+    there = sum(path.stat().st_size for path in folder.iterdir())
+    needed = 2 * sum(file.size for file in files) - there
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"{folder}: {needed / 1e9:.1f} GB are needed there and {free / 1e9:.1f} GB are free; "
+            "make room or name another folder with the variable SKINLESION_CACHE"
+        )
+
+
+def _fetch(session: requests.Session, file: RemoteFile, path: Path) -> None:
+    """Download a file to `path`; what an interrupted call left beside it is not fetched again.
+
+    Raises:
+        InputError: no file to be had, or not the one that is listed, which is deleted then; the
+            connection broke off too often or the disk is full, where what arrived is kept.
+    """
+    if path.is_file():  # named so only after its check
+        return
+    part, tag = (path.with_name(path.name + ending) for ending in (".part", ".etag"))
+    try:
+        part.touch()
+        tag.touch()
+        with byte_bar(file.name, file.size) as bar:
+            for _ in range(CONNECTIONS):
+                if part.stat().st_size < file.size:
+                    _receive(session, file, part, tag, bar)
+    except OSError as error:
+        raise InputError(
+            f"{part}: cannot be written ({error.strerror or error}); make room or name another "
+            "folder with the variable SKINLESION_CACHE; what is there is kept"
+        ) from error
+    have = part.stat().st_size
+    if have < file.size:
+        raise InputError(
+            f"{file.url}: the connection broke off {CONNECTIONS} times; repeat the command: the "
+            f"first {have:,} of {file.size:,} bytes of {file.name} are kept"
+        )
+    with part.open("rb") as content:
+        # Against damage on the way, not against malice.
+        md5 = hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if md5 != file.md5:
+        raise _wrong_file(file, part, tag, f"MD5 {md5} instead of {file.md5}")
+    part.replace(path)
+    tag.unlink()
+
+
+def _receive(session: requests.Session, file: RemoteFile, part: Path, tag: Path, bar: Any) -> None:
+    """Add to `part` what one connection brings; `tag` holds the ETag of what is there."""
+    have, etag = part.stat().st_size, tag.read_text()
     headers = {"Range": f"bytes={have}-"} if have else {}
-    if etag:
+    if have and etag:
         headers["If-Range"] = etag
     with _get(session, file.url, headers) as answer:
         found = answer.headers.get("ETag", "")
         place = answer.headers.get("Content-Range")
         the_rest = place == f"bytes {have}-{file.size - 1}/{file.size}" and found == etag
         if answer.status_code == 416 or (answer.status_code == 206 and not the_rest):
-            _discard(part)  # the rest of another file: begin anew
+            part.write_bytes(b"")  # the rest of another file: begin anew
             return
         if answer.status_code == 200:  # from the start, whatever was asked for
             length = int(answer.headers.get("Content-Length", file.size))
             if length != file.size:
-                raise _wrong_file(file, part, f"{length:,} bytes instead of {file.size:,}")
+                raise _wrong_file(file, part, tag, f"{length:,} bytes instead of {file.size:,}")
         with part.open("ab" if answer.status_code == 206 else "wb") as target:
             tag.write_text(found)
             bar.update(target.tell() - bar.n)
@@ -246,8 +258,9 @@ def _receive(session: requests.Session, file: RemoteFile, part: Path, bar: Any) 
                 return  # broken off: the next connection goes on from here
 
 
-def _wrong_file(file: RemoteFile, part: Path, difference: str) -> InputError:
-    _discard(part)
+def _wrong_file(file: RemoteFile, part: Path, tag: Path, difference: str) -> InputError:
+    part.unlink()
+    tag.unlink()
     return InputError(
         f"{file.url}: sent something else than {file.name} ({difference}); it is deleted: repeat "
         "the command, and if that does not help, the server is at fault"
@@ -289,28 +302,3 @@ def _require_whole(folder: Path, source: str) -> None:
             f"{source}: {len(rows):,} rows and {len(images):,} images, of which "
             f"{len(rows & images):,} belong together; HAM10000 has {NUM_IMAGES:,}"
         )
-
-
-def _require_room(folder: Path, files: list[RemoteFile]) -> None:
-    """Raise unless the archives fit on the disk and, before they go, what is in them."""
-    there = sum(path.stat().st_size for path in folder.iterdir())
-    needed = 2 * sum(file.size for file in files) - there
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise InputError(
-            f"{folder}: {needed / 1e9:.1f} GB are needed there and {free / 1e9:.1f} GB are free; "
-            "make room or name another folder with the variable SKINLESION_CACHE"
-        )
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _discard(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _etag_file(part).unlink(missing_ok=True)
-
-
-def _etag_file(part: Path) -> Path:
-    return part.with_suffix(".etag")

@@ -46,7 +46,7 @@ GATE = (
     "`predict` and the demo say when an image is farther from the training images than 95 % of "
     "the validation images are"
 )
-PER_CLASS = ("sensitivity", "specificity", "ppv", "auc", "average_precision")
+PER_CLASS = ("support", "sensitivity", "specificity", "ppv", "auc", "average_precision")
 
 
 def make_model_card(run: Path) -> str:
@@ -185,19 +185,20 @@ def _describe_training(described: dict[str, Any], config: Config, history: Path)
         "pretrained weights": f"{name}, in {loaded}" if weights["loaded_layers"] else "none",
         "training images": f"{config.limit:,} at most" if config.limit else "all of the split's",
         "fitting": _describe_fitting(config, pd.read_csv(history)) if history.is_file() else "-",
-        "seed": config.seed,
+        "seed": str(config.seed),
         "device": ", ".join(filter(None, [described["device"], described.get("precision")])),
         "versions": ", ".join(versions),
         "commit": described["commit"] or "not known: an installed package",
         "data": f"SHA-256 {described['dataset']['fingerprint']}",
     }
     settings = config.to_dict() | {"weights": Path(config.weights).name}
-    hidden = f"<details><summary>All {len(settings)} settings</summary>"
-    tables = (
+    parts = [
         _make_table(("", ""), rows.items()),
-        _make_table(("setting", "value"), settings.items()),
-    )
-    return f"{tables[0]}\n\n{hidden}\n\n{tables[1]}\n\n</details>"
+        f"<details><summary>All {len(settings)} settings</summary>",
+        _make_table(("setting", "value"), ((name, str(x)) for name, x in settings.items())),
+        "</details>",
+    ]
+    return "\n\n".join(parts)
 
 
 def _describe_fitting(config: Config, history: pd.DataFrame) -> str:
@@ -216,6 +217,7 @@ def _describe_evaluation(metrics: dict[str, Any] | None, subgroups: Path) -> str
         return "Not evaluated yet: `python -m skinlesion evaluate` does it."
     columns = {"single model": metrics["overall"]} | metrics.get("variants", {})
     columns.pop("single", None)  # is the first column
+    matrix = zip(LABEL_OF, metrics["confusion_matrix"], strict=True)
     parts = [
         f"{metrics['n']:,} test images of {metrics['lesions']:,} lesions. In brackets, 95 % "
         f"intervals: percentiles of {metrics['draws']:,} bootstrap draws of lesions (not images: "
@@ -223,52 +225,39 @@ def _describe_evaluation(metrics: dict[str, Any] | None, subgroups: Path) -> str
         "where all of n lesions are right, the true share may well be 1 - 3 / n.",
         _make_table(
             ("figure", *columns),
-            [
-                (label, *(_format(overall[name]) for overall in columns.values()))
-                for name, label in OVERALL.items()
-            ],
+            [(label, *(x[name] for x in columns.values())) for name, label in OVERALL.items()],
         ),
         "### Each class",
         _make_table(
             ("class", "images", "sensitivity", "specificity", "PPV", "AUC", "average precision"),
-            [
-                (code, *(_format(row[name]) for name in ("support", *PER_CLASS)))
-                for code, row in metrics["per_class"].items()
-            ],
+            [(code, *(x[name] for name in PER_CLASS)) for code, x in metrics["per_class"].items()],
         ),
         "Images of each class (row), and what the model took them for (column):",
-        _make_table(
-            ("", *LABEL_OF),
-            [
-                (code, *map(_format, row))
-                for code, row in zip(LABEL_OF, metrics["confusion_matrix"], strict=True)
-            ],
-        ),
+        _make_table(("", *LABEL_OF), [(code, *counts) for code, counts in matrix]),
+        *_describe_calibration(metrics.get("calibration")),
+        "### Subgroups",
+        _describe_subgroups(subgroups, metrics["draws"]),
     ]
-    return "\n\n".join(
-        parts
-        + _describe_calibration(metrics.get("calibration"))
-        + ["### Subgroups", _describe_subgroups(subgroups, metrics["draws"])]
-    )
+    return "\n\n".join(parts)
 
 
 def _describe_calibration(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return ["Operating points, calibration and prediction sets were not measured."]
     sets = found["prediction_sets"]
-    names = ("sensitivity", "specificity", "ppv", "npv")
+    names = ("sensitivity", "specificity", "PPV", "NPV")
     return [
         "### Malignant or benign",
         "By the sum of the calibrated probabilities of the malignant classes, at thresholds chosen "
         f"on {found['validation_images']:,} validation images:",
         _make_table(
-            ("chosen for", "threshold", "sensitivity", "specificity", "PPV", "NPV"),
+            ("chosen for", "threshold", *names),
             [
-                [
+                (
                     f"sensitivity {point['target_sensitivity']:.2f}",
-                    _format({"value": point["threshold"]}),
-                    *(_format(point[name]) for name in names),
-                ]
+                    {"value": point["threshold"]},
+                    *(point[name.lower()] for name in names),
+                )
                 for point in found["operating_points"]
             ],
         ),
@@ -278,7 +267,7 @@ def _describe_calibration(found: Mapping[str, Any] | None) -> list[str]:
         _make_table(
             ("figure", "before", "after"),
             [
-                (OVERALL[name], _format(found["before"][name]), _format(found["after"][name]))
+                (OVERALL[name], found["before"][name], found["after"][name])
                 for name in ("ece", "brier", "log_loss")
             ],
         ),
@@ -292,46 +281,46 @@ def _describe_subgroups(csv: Path, draws: int) -> str:
     if not csv.is_file():
         return "Not measured."
     rows = []
-    for (attribute, subgroup), group in pd.read_csv(csv).groupby(
-        ["attribute", "subgroup"], sort=False
-    ):
+    groups = pd.read_csv(csv).groupby(["attribute", "subgroup"], sort=False)
+    for (attribute, subgroup), group in groups:
         images, malignant, melanomas = group.iloc[0][["images", "malignant", "melanomas"]]
         if images < SHOWN_FROM:
             continue
         figures = group.set_index("figure").to_dict("index")
-        cases = {
-            "balanced_accuracy": images,
-            "malignant_auc": min(malignant, images - malignant),
-            "sensitivity_mel": melanomas,
-        }
-        name = f"{ATTRIBUTES[attribute]}: {subgroup}".replace("_", " ")
-        shown = [
-            _format(figures[figure])
-            if count >= LEAST_CASES and figures[figure]["draws_left_out"] <= draws / 2
-            else "too few"
-            for figure, count in cases.items()
-        ]
-        rows.append((name, *map(_format, (images, malignant, melanomas)), *shown))
+        row = [f"{ATTRIBUTES[attribute]}: {subgroup}".replace("_", " ")]
+        row += [images, malignant, melanomas]
+        for name, cases in (
+            ("balanced_accuracy", images),
+            ("malignant_auc", min(malignant, images - malignant)),
+            ("sensitivity_mel", melanomas),
+        ):
+            enough = cases >= LEAST_CASES and figures[name]["draws_left_out"] <= draws / 2
+            row.append(figures[name] if enough else "too few")
+        rows.append(row)
     if not rows:
         return f"No subgroup has {SHOWN_FROM} test images; `subgroups.csv` has them all."
-    head = ("subgroup", "images", "malignant", "melanomas", "balanced accuracy")
+    head = (
+        *("subgroup", "images", "malignant", "melanomas", "balanced accuracy"),
+        *("AUC, malignant against benign", "sensitivity to melanoma"),
+    )
     return (
         f"Those of at least {SHOWN_FROM} test images. Balanced accuracy is the mean over the "
         "classes that a subgroup has, so that subgroups with different classes are not quite "
         f'comparable. "Too few": fewer than {LEAST_CASES} images of a kind, or more than half of '
-        "the draws lack one of the classes.\n\n"
-        + _make_table((*head, "AUC, malignant against benign", "sensitivity to melanoma"), rows)
+        "the draws lack one of the classes.\n\n" + _make_table(head, rows)
     )
 
 
 def _make_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    lines = [[_format(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]
     lines.insert(1, ["---"] * len(head))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _format(figure: Mapping[str, Any] | int) -> str:
-    """As `format_figure`, as far as the figure and its interval are defined."""
-    if not isinstance(figure, Mapping) or not pd.isna(figure.get("low")):
-        return format_figure(figure)
-    return "-" if pd.isna(figure["value"]) else f"{figure['value']:.3f}"
+def _format(cell: str | int | Mapping[str, Any]) -> str:
+    """Text as it is; the rest as `format_figure`, so far as figure and interval are defined."""
+    if isinstance(cell, str):
+        return cell
+    if not isinstance(cell, Mapping) or not pd.isna(cell.get("low")):
+        return format_figure(cell)
+    return "-" if pd.isna(cell["value"]) else f"{cell['value']:.3f}"

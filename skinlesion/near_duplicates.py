@@ -8,7 +8,6 @@ each other by it, must agree in their details.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -98,14 +97,12 @@ def find_near_duplicates(
         .add_suffix(f"_{side + 1}")
         for side in (0, 1)
     ]
-    scored = pd.DataFrame(
-        {
-            "similarity": similarity[found].round(3),
-            "matches": matches[found].astype(int),
-            "correlation": correlation[found].round(3),
-        }
+    scored = pd.concat(sides, axis=1).assign(
+        similarity=similarity[found].round(3),
+        matches=matches[found].astype(int),
+        correlation=correlation[found].round(3),
     )
-    return pd.concat([*sides, scored], axis=1).sort_values(list(COLUMNS), ignore_index=True)
+    return scored.sort_values(list(COLUMNS), ignore_index=True)
 
 
 def propose_pairs(
@@ -147,16 +144,10 @@ class Shot:
 
         self.path = path
         detector = cv2.SIFT.create(nfeatures=400, contrastThreshold=0.01)
-        keypoints, found = detector.detectAndCompute(self._pixels.astype(np.uint8), None)
-        del self._pixels  # of thousands of images, only the local features stay in memory
+        keypoints, found = detector.detectAndCompute(_read_brightness(path).astype(np.uint8), None)
         self.points = np.array([point.pt for point in keypoints], np.float32).reshape(-1, 2)
         raw = np.zeros((0, 128), np.float32) if found is None else found
         self.descriptors = np.sqrt(raw / np.maximum(raw.sum(axis=1, keepdims=True), 1e-6))
-
-    @cached_property
-    def _pixels(self) -> np.ndarray:
-        """Brightness, float32 (height, width) at `SIZE`."""
-        return decode_image(self.path, image_size=SIZE).mean(axis=2).astype(np.float32)
 
 
 def compare_shots(one: Shot, other: Shot) -> tuple[int, float]:
@@ -190,7 +181,7 @@ def compare_shots(one: Shot, other: Shot) -> tuple[int, float]:
     matches = min(_distinct(source[inside]), _distinct(target[inside]))
     if matches < MIN_MATCHES or min(map(_spread, (source[inside], target[inside]))) < MIN_SPREAD:
         return 0, 0.0
-    return matches, _correlate_details(one._pixels, other._pixels, transform)
+    return matches, _correlate_details(one.path, other.path, transform)
 
 
 def _distinct(points: np.ndarray) -> int:
@@ -204,12 +195,18 @@ def _spread(points: np.ndarray) -> float:
     return float(np.linalg.svd(centred, compute_uv=False)[-1] / np.sqrt(len(points)))
 
 
-def _correlate_details(one: np.ndarray, other: np.ndarray, transform: np.ndarray) -> float:
+def _read_brightness(path: Path) -> np.ndarray:
+    """Float32 (height, width) in [0, 255] at `SIZE`."""
+    return decode_image(path, image_size=SIZE).mean(axis=2).astype(np.float32)
+
+
+def _correlate_details(one: Path, other: Path, transform: np.ndarray) -> float:
     import cv2
 
     height, width = SIZE
-    moved = cv2.warpAffine(one, transform, (width, height), flags=cv2.INTER_AREA)
-    seen = cv2.warpAffine(np.ones_like(one), transform, (width, height)) > 0.99
+    # Read anew: of thousands of images, only the local features stay in memory.
+    moved = cv2.warpAffine(_read_brightness(one), transform, (width, height), flags=cv2.INTER_AREA)
+    seen = cv2.warpAffine(np.ones_like(moved), transform, (width, height)) > 0.99
     seen[:BORDER] = seen[-BORDER:] = seen[:, :BORDER] = seen[:, -BORDER:] = False
     # Away from the edge of the overlap, where the wide blur mixes in what lies outside.
     overlap = cv2.erode(seen.astype(np.uint8), np.ones((31, 31)), borderValue=0) > 0
@@ -217,7 +214,7 @@ def _correlate_details(one: np.ndarray, other: np.ndarray, transform: np.ndarray
         return 0.0
     details: list[Any] = [
         cv2.GaussianBlur(image, (0, 0), 3) - cv2.GaussianBlur(image, (0, 0), 15)
-        for image in (moved, other)
+        for image in (moved, _read_brightness(other))
     ]
     return float(np.nan_to_num(np.corrcoef(details[0][overlap], details[1][overlap])[0, 1]))
 

@@ -1,6 +1,6 @@
 """Every figure: takes data and an Axes or makes one, returns the Axes, never calls `show()`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from skinlesion.calibration import sum_malignant
 from skinlesion.evaluation import BINS, MALIGNANT, format_figure
 from skinlesion.files import write_atomically
-from skinlesion.labels import CLASS_CODES, CLASS_NAMES, SYNTHETIC_NOTE
+from skinlesion.labels import CLASS_CODES, CLASS_NAMES, DIAGNOSES, LABEL_OF, SYNTHETIC_NOTE
 from skinlesion.split import SPLITS
 
-RIGHT, WRONG = "green", "red"
+COLUMNS = 4
+"""Images in a row of a grid."""
 
 
 def plot_class_counts(split: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -30,7 +31,7 @@ def plot_class_counts(split: pd.DataFrame, ax: Axes | None = None) -> Axes:
         split, y="dx", hue="split", order=list(CLASS_CODES), hue_order=list(SPLITS), ax=ax
     )
     ax.set(xlabel="images", ylabel="", title="Images of each diagnosis")
-    ax.set_yticks(range(len(CLASS_CODES)), [f"{name} ({c})" for c, name in _codes_and_names()])
+    ax.set_yticks(range(len(CLASS_CODES)), [f"{name} ({code})" for code, name, _ in DIAGNOSES])
     return ax
 
 
@@ -90,16 +91,12 @@ def plot_learning_curves(history: pd.DataFrame, axes: Sequence[Axes] | None = No
 
 
 def plot_images(
-    images: Sequence[np.ndarray],
-    titles: Sequence[str],
-    *,
-    colors: Sequence[str] | None = None,
-    columns: int = 4,
+    images: Sequence[np.ndarray], titles: Sequence[str], *, colors: Sequence[str] | None = None
 ) -> Figure:
     """A grid of images, uint8 (height, width, 3) each, each with a title; none is no error."""
-    rows = max(1, -(-len(images) // columns))
+    rows = max(1, -(-len(images) // COLUMNS))
     figure, axes = plt.subplots(
-        rows, columns, figsize=(2.0 * columns, 1.9 * rows), squeeze=False, layout="constrained"
+        rows, COLUMNS, figsize=(2.0 * COLUMNS, 1.9 * rows), squeeze=False, layout="constrained"
     )
     colors = colors or ["black"] * len(images)
     for ax in axes.flat:
@@ -113,7 +110,7 @@ def plot_images(
 
 
 def plot_sample_predictions(
-    images: Sequence[np.ndarray], y_true: np.ndarray, y_prob: np.ndarray, *, columns: int = 4
+    images: Sequence[np.ndarray], y_true: np.ndarray, y_prob: np.ndarray
 ) -> Figure:
     """A grid of images titled with the true and the predicted class, green when right, else red.
 
@@ -121,14 +118,12 @@ def plot_sample_predictions(
         images: n images, uint8 (height, width, 3).
         y_true: int (n,).
         y_prob: float (n, 7); the confidence stands beside the predicted class.
-        columns: images in a row.
     """
     pairs = list(zip(y_true, y_prob.argmax(axis=1), y_prob.max(axis=1), strict=True))
     return plot_images(
         images,
         [f"true {CLASS_CODES[t]}\npredicted {CLASS_CODES[p]} {share:.0%}" for t, p, share in pairs],
-        colors=[RIGHT if true == pred else WRONG for true, pred, _ in pairs],
-        columns=columns,
+        colors=["green" if true == pred else "red" for true, pred, _ in pairs],
     )
 
 
@@ -145,8 +140,8 @@ def plot_roc_curves(
     """
     ax = ax or _new_axes(5.6, 5.2)
     ax.plot([0, 1], [0, 1], color="lightgray", linestyle="--")
-    for name, truth, score, row, style in _against_the_rest(y_true, y_prob, metrics, "auc"):
-        ax.plot(*roc_curve(truth, score)[:2], label=f"{name} {format_figure(row)}", **style)
+    for truth, score, style in _against_the_rest(y_true, y_prob, metrics, "auc"):
+        ax.plot(*roc_curve(truth, score)[:2], **style)
     ax.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC, one class against the rest")
     ax.legend(fontsize=7, loc="lower right", title="AUC, 95 % interval", title_fontsize=7)
     return ax
@@ -157,12 +152,9 @@ def plot_precision_recall_curves(
 ) -> Axes:
     """Precision-recall curves, with average precision. Arguments: `plot_roc_curves`."""
     ax = ax or _new_axes(5.6, 5.2)
-    curves = _against_the_rest(y_true, y_prob, metrics, "average_precision")
-    for name, truth, score, row, style in curves:
+    for truth, score, style in _against_the_rest(y_true, y_prob, metrics, "average_precision"):
         precision, recall, _ = precision_recall_curve(truth, score)
-        ax.plot(
-            recall, precision, drawstyle="steps-post", label=f"{name} {format_figure(row)}", **style
-        )
+        ax.plot(recall, precision, drawstyle="steps-post", **style)
     ax.set(xlabel="sensitivity (recall)", ylabel="PPV (precision)", ylim=(0, 1.03))
     ax.set_title("Precision and recall, one class against the rest")
     ax.legend(fontsize=7, loc="lower left", title="average precision, 95 %", title_fontsize=7)
@@ -241,20 +233,12 @@ def plot_forest(
     return ax
 
 
-def plot_explanations(
-    images: Sequence[np.ndarray], overlays: Sequence[np.ndarray], titles: Sequence[str]
-) -> Figure:
-    """Pairs of an image and the same image with heat over it, two pairs in a row."""
-    pairs = [picture for pair in zip(images, overlays, strict=True) for picture in pair]
-    return plot_images(pairs, [text for title in titles for text in (title, "")])
-
-
 def plot_probabilities(probabilities: dict[str, float], ax: Axes | None = None) -> Axes:
     """Bars: the confidence of all seven classes for one image."""
     ax = ax or _new_axes(6, 2.8)
     codes = sorted(probabilities, key=probabilities.__getitem__, reverse=True)
-    names = dict(_codes_and_names())
-    bars = ax.barh([names[c] for c in codes], [probabilities[c] for c in codes])
+    names = [CLASS_NAMES[LABEL_OF[code]] for code in codes]
+    bars = ax.barh(names, [probabilities[code] for code in codes])
     ax.bar_label(bars, fmt="{:.1%}", padding=3)
     ax.invert_yaxis()
     ax.set(xlim=(0, 1.2), xlabel="confidence", ylabel="")
@@ -281,18 +265,15 @@ def _new_axes(width: float, height: float) -> Axes:
 
 def _against_the_rest(
     y_true: np.ndarray, y_prob: np.ndarray, metrics: Mapping[str, Any], figure: str
-) -> list[tuple[str, np.ndarray, np.ndarray, Mapping[str, float], dict[str, Any]]]:
-    """What to draw for each class that has cases, and for malignant against benign."""
-    curves: list[tuple[str, np.ndarray, np.ndarray, Mapping[str, float], dict[str, Any]]] = [
-        (code, y_true == c, y_prob[:, c], metrics["per_class"][code][figure], {"linewidth": 1.2})
+) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
+    """Truth, score and style of each class that has cases, and of malignant against benign."""
+    curves = [
+        (code, y_true == c, y_prob[:, c], metrics["per_class"][code][figure])
         for c, code in enumerate(CLASS_CODES)
     ]
-    malignant = MALIGNANT[y_true]
-    row = metrics["overall"][f"malignant_{figure}"]
-    style = {"linewidth": 2.5, "color": "black"}
-    curves.append(("malignant", malignant, sum_malignant(y_prob), row, style))
-    return [curve for curve in curves if 0 < curve[1].sum() < len(y_true)]
-
-
-def _codes_and_names() -> list[tuple[str, str]]:
-    return list(zip(CLASS_CODES, CLASS_NAMES, strict=True))
+    overall = metrics["overall"][f"malignant_{figure}"]
+    curves.append(("malignant", MALIGNANT[y_true], sum_malignant(y_prob), overall))
+    for name, truth, score, row in curves:
+        style = {"linewidth": 2.5, "color": "black"} if name == "malignant" else {"linewidth": 1.2}
+        if 0 < truth.sum() < len(y_true):
+            yield truth, score, style | {"label": f"{name} {format_figure(row)}"}

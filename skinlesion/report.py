@@ -1,8 +1,8 @@
 """From judged images to the folder `evaluation/`: metrics.json, tables and figures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,9 @@ from skinlesion.evaluation import (
 from skinlesion.files import write_csv, write_json
 from skinlesion.input_pipeline import decode_image
 from skinlesion.labels import CLASS_CODES, SYNTHETIC_NOTE
+
+if TYPE_CHECKING:
+    from skinlesion.predictor import Predictor
 
 SHOWN_IMAGES = 12
 SHOWN_FROM = 20
@@ -61,7 +64,7 @@ def write_report(
     y_true = rows["label"].to_numpy()
     groups = rows["lesion_id"].to_numpy() if "lesion_id" in rows else np.arange(len(rows))
     metrics = compute_metrics(y_true, y_prob, groups=groups) | {"synthetic": synthetic}
-    drawn = dict(figures or {}) | _draw_curves(y_true, y_prob, metrics)
+    drawn = _draw_curves(y_true, y_prob, metrics) | dict(figures or {})
     if calibration:
         weights, _ = draw_weights(len(rows), groups)
         metrics["calibration"] = compute_calibration(
@@ -74,7 +77,7 @@ def write_report(
             name: compute_metrics(y_true, other, groups=groups)["overall"]
             for name, other in variants.items()
         }
-        write_csv(out / "variants.csv", variants_table(metrics))
+        write_csv(out / "variants.csv", _tabulate_variants(metrics["variants"]))
     subgroups = compute_subgroups(y_true, y_prob, rows) if "lesion_id" in rows else pd.DataFrame()
     if len(subgroups):
         write_csv(out / "subgroups.csv", subgroups)
@@ -87,9 +90,10 @@ def write_report(
     for name, figure in drawn.items():
         plots.caption(figure, synthetic=synthetic)
         plots.save_figure(figure, out / f"{name}.png")
+    metrics |= extra or {}
     # Last: who finds metrics.json finds all the rest.
-    write_json(out / "metrics.json", metrics | dict(extra or {}))
-    return metrics | dict(extra or {})
+    write_json(out / "metrics.json", metrics)
+    return metrics
 
 
 def describe_metrics(metrics: Mapping[str, Any]) -> str:
@@ -107,11 +111,8 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
     if "calibration" in metrics:
         lines += _describe_calibration(metrics["calibration"])
     if "foreign_image_gate" in metrics:
-        let_in = metrics["foreign_image_gate"]["let_in"]
-        lines.append(
-            f"gate for foreign images: {let_in['value']:.1%} [{let_in['low']:.1%}, "
-            f"{let_in['high']:.1%}] of these images are let in"
-        )
+        let_in = _percent(metrics["foreign_image_gate"]["let_in"])
+        lines.append(f"gate for foreign images: {let_in} of these images are let in")
     for name, overall in metrics.get("variants", {}).items():
         lines.append(f"{name}:")
         lines += [_line(f, overall[f]) for f in ("balanced_accuracy", "macro_f1", "macro_auc")]
@@ -122,16 +123,6 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
             f"{heat['area']:.1%} of the image ({heat['images']:,} images)"
         )
     return "\n".join(lines)
-
-
-def variants_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
-    """The overall figures of each variant: `variant`, `figure`, `value`, `low`, `high`, ..."""
-    rows = [
-        {"variant": variant, "figure": figure} | row
-        for variant, overall in metrics["variants"].items()
-        for figure, row in overall.items()
-    ]
-    return pd.DataFrame(rows)
 
 
 def draw_samples(rows: pd.DataFrame, y_prob: np.ndarray, *, seed: int) -> Figure:
@@ -163,6 +154,39 @@ def draw_subgroups(subgroups: pd.DataFrame, metrics: Mapping[str, Any]) -> Figur
     overall = metrics["overall"]["balanced_accuracy"]["value"]
     title = f"Balanced accuracy, subgroups of at least {least} images"
     return plots.plot_forest(rows.assign(label=labels), title=title, reference=overall).figure
+
+
+def draw_explanations(
+    predictor: "Predictor",
+    rows: pd.DataFrame,
+    y_prob: np.ndarray,
+    *,
+    kinds: Sequence[bool] = (True, False),
+) -> Figure:
+    """Heat of the predicted class: of each class the most confident right and wrong image.
+
+    Args:
+        predictor: the model.
+        rows: `path` and `label` of n images.
+        y_prob: float (n, 7), what the model says about them.
+        kinds: True shows right ones, False wrong ones.
+    """
+    from skinlesion.explanation import overlay_heat
+
+    truth, top, confidence = rows["label"].to_numpy(), y_prob.argmax(axis=1), y_prob.max(axis=1)
+    groups = [
+        np.flatnonzero((truth == label) & ((top == truth) == kind))
+        for kind in kinds
+        for label in range(len(CLASS_CODES))
+    ]
+    chosen = np.array([group[confidence[group].argmax()] for group in groups if len(group)], int)
+    paths = rows["path"].iloc[chosen].tolist()
+    pictures, titles = [], []
+    for path, heat, i in zip(paths, predictor.explain(paths, top[chosen]), chosen, strict=True):
+        image = decode_image(path, image_size=PICTURE_SIZE)
+        pictures += [image, overlay_heat(image, heat)]
+        titles += [f"true {CLASS_CODES[truth[i]]}\nheat for {CLASS_CODES[top[i]]}", ""]
+    return plots.plot_images(pictures, titles)
 
 
 def _draw_images(rows: pd.DataFrame, y_prob: np.ndarray, chosen: np.ndarray) -> Figure:
@@ -197,6 +221,15 @@ def _draw_calibration(
     }
 
 
+def _tabulate_variants(variants: Mapping[str, Any]) -> pd.DataFrame:
+    rows = [
+        {"variant": variant, "figure": figure} | row
+        for variant, overall in variants.items()
+        for figure, row in overall.items()
+    ]
+    return pd.DataFrame(rows)
+
+
 def _write_operating_points(out: Path, calibration: Mapping[str, Any]) -> None:
     points = [
         {key: point[key] for key in ("target_sensitivity", "threshold")} | {"figure": name} | row
@@ -226,18 +259,17 @@ def _describe_calibration(calibration: Mapping[str, Any]) -> list[str]:
         f"before, {format_figure(after)} after"
     ]
     for point in calibration["operating_points"]:
-        found, spared = point["sensitivity"], point["specificity"]
         lines.append(
             f"malignant, threshold for {point['target_sensitivity']:.0%} on validation: "
-            f"sensitivity {format_figure(found)}, specificity {format_figure(spared)}"
+            f"sensitivity {format_figure(point['sensitivity'])}, "
+            f"specificity {format_figure(point['specificity'])}"
         )
     sets = calibration["prediction_sets"]
-    coverage, size = sets["coverage"], sets["mean_size"]
     lines.append(
         f"prediction sets for {sets['target_coverage']:.0%}: hold the truth for "
-        f"{coverage['value']:.1%} [{coverage['low']:.1%}, {coverage['high']:.1%}], "
-        f"{size['value']:.2f} classes on average. The guarantee is weakened: images of one lesion "
-        "are not exchangeable, and validation also chose the epoch"
+        f"{_percent(sets['coverage'])}, {sets['mean_size']['value']:.2f} classes on average. The "
+        "guarantee is weakened: images of one lesion are not exchangeable, and validation also "
+        "chose the epoch"
     )
     return lines
 
@@ -245,3 +277,7 @@ def _describe_calibration(calibration: Mapping[str, Any]) -> list[str]:
 def _line(name: str, row: Mapping[str, float]) -> str:
     text = name.replace("_", " ")
     return f"{text:<28} {format_figure(row)}"
+
+
+def _percent(row: Mapping[str, float]) -> str:
+    return f"{row['value']:.1%} [{row['low']:.1%}, {row['high']:.1%}]"

@@ -53,6 +53,7 @@ class _Traits:
     softness: float  # width of the fading border, in radii
     opacity: float  # how much of the skin the pigment covers
     age: float  # mean age of the patients
+    paint: Callable[[_Lesion], Iterator[Layer]]  # its structures, from the lowest to the topmost
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,8 @@ class _Lesion:
     x: Array  # (_CANVAS, _CANVAS)
     y: Array
     body: Array  # 1 inside the outline, 0 outside, soft in between
-    skin: Array  # colour (3,)
-    tone: Array  # colour (3,)
-
-    @property
-    def dark(self) -> Array:
-        """The colour of pigmented structures."""
-        return self.tone * np.float32(0.4)
-
-    @property
-    def pale(self) -> Array:
-        """The colour of scale, scars and milia."""
-        return (0.25 * self.skin + 0.75).astype(np.float32)
+    dark: Array  # colour (3,) of pigmented structures
+    pale: Array  # colour (3,) of scale, scars and milia
 
 
 def _noise(rng: Rng, cells: int) -> Array:
@@ -193,17 +184,14 @@ def _vasc(lesion: _Lesion) -> Iterator[Layer]:
 
 
 _TRAITS = {
-    "akiec": _Traits(lobes=0.12, ragged=0.10, softness=0.30, opacity=0.65, age=66),
-    "bcc": _Traits(lobes=0.10, ragged=0.04, softness=0.50, opacity=0.55, age=67),
-    "bkl": _Traits(lobes=0.10, ragged=0.03, softness=0.08, opacity=0.90, age=64),
-    "df": _Traits(lobes=0.05, ragged=0.03, softness=0.45, opacity=0.75, age=53),
-    "mel": _Traits(lobes=0.28, ragged=0.10, softness=0.15, opacity=0.85, age=61),
-    "nv": _Traits(lobes=0.05, ragged=0.02, softness=0.25, opacity=0.80, age=46),
-    "vasc": _Traits(lobes=0.08, ragged=0.03, softness=0.30, opacity=0.45, age=51),
+    "akiec": _Traits(lobes=0.12, ragged=0.10, softness=0.30, opacity=0.65, age=66, paint=_akiec),
+    "bcc": _Traits(lobes=0.10, ragged=0.04, softness=0.50, opacity=0.55, age=67, paint=_bcc),
+    "bkl": _Traits(lobes=0.10, ragged=0.03, softness=0.08, opacity=0.90, age=64, paint=_bkl),
+    "df": _Traits(lobes=0.05, ragged=0.03, softness=0.45, opacity=0.75, age=53, paint=_df),
+    "mel": _Traits(lobes=0.28, ragged=0.10, softness=0.15, opacity=0.85, age=61, paint=_mel),
+    "nv": _Traits(lobes=0.05, ragged=0.02, softness=0.25, opacity=0.80, age=46, paint=_nv),
+    "vasc": _Traits(lobes=0.08, ragged=0.03, softness=0.30, opacity=0.45, age=51, paint=_vasc),
 }
-_STRUCTURES: dict[str, Callable[[_Lesion], Iterator[Layer]]] = {
-    "akiec": _akiec, "bcc": _bcc, "bkl": _bkl, "df": _df, "mel": _mel, "nv": _nv, "vasc": _vasc,
-}  # fmt: skip
 
 
 def _draw_lesion(rng: Rng, code: str) -> tuple[Image.Image, Image.Image]:
@@ -222,21 +210,22 @@ def _draw_lesion(rng: Rng, code: str) -> tuple[Image.Image, Image.Image]:
     tone = _hsv(rng.normal(0.01, 0.04), rng.uniform(0.45, 0.75), rng.uniform(0.35, 0.6))
     shade = 1 + 0.03 * _noise(rng, 8) + 0.02 * _noise(rng, 60)
     image = skin * shade[..., None]
-    lesion = _Lesion(rng, x, y, body, skin, tone)
+    dark, pale = tone * np.float32(0.4), (0.25 * skin + 0.75).astype(np.float32)
+    lesion = _Lesion(rng, x, y, body, dark, pale)
     blotchy = np.clip(traits.opacity * body * (1 + 0.12 * _noise(rng, 14)), 0, 1)
-    for colour, opacity in ((tone, blotchy), *_STRUCTURES[code](lesion)):
+    for colour, opacity in ((tone, blotchy), *traits.paint(lesion)):
         image += (colour - image) * opacity[..., None]
     # Dark or pale structures shift the lesion's mean brightness, which would give the class away:
     # it is drawn anew from one range for all classes. The limit keeps dark lesions from glaring.
     gain = np.float32(rng.uniform(0.32, 0.46)) / image[depth > 0].mean()
     image *= 1 + (np.minimum(gain, 1.6) - 1) * body[..., None]
     mask = Image.fromarray(np.where(depth > 0, 255, 0).astype(np.uint8))
-    return Image.fromarray(_to_bytes(image)), mask
+    return _to_picture(image), mask
 
 
-def _to_bytes(image: Array) -> NDArray[np.uint8]:
-    """Values in 0..1, clipped, to 0..255."""
-    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+def _to_picture(image: Array) -> Image.Image:
+    """From values in 0..1, clipped, to 0..255."""
+    return Image.fromarray((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8))
 
 
 def _photograph(
@@ -265,7 +254,7 @@ def _photograph(
         light *= _step(-np.hypot(x * width / height, y), -rng.uniform(1.2, 1.35), 0.04)
     image = image * light[..., None] * rng.uniform(0.92, 1.08, 3).astype(np.float32)
     image += rng.normal(0, 0.012, image.shape).astype(np.float32)
-    return Image.fromarray(_to_bytes(image)), mask.transform(IMAGE_SIZE, affine, matrix)
+    return _to_picture(image), mask.transform(IMAGE_SIZE, affine, matrix)
 
 
 def _plan_lesions(seed: int, images_per_class: int) -> Iterator[tuple[int, int, range]]:
@@ -362,13 +351,6 @@ def make_sample(out: str | Path, *, images_per_class: int = 60, seed: int = 0) -
     }
     if _is_complete(out, settings):
         return out
-    try:
-        for folder in _FOLDERS:
-            (out / folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{out}: cannot be made ({error.strerror}); name another folder"
-        ) from error
     write_json(out / _UNFINISHED_NAME, settings)
     plans = list(_plan_lesions(seed, images_per_class))
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -211,7 +211,7 @@ class Trainer(keras.Model):
     def __init__(
         self,
         network: keras.Model,
-        augmentation: keras.Model,
+        augmentation: keras.layers.Layer,
         mixing: Mixing | None = None,
         precision: keras.DTypePolicy | None = None,
     ) -> None:

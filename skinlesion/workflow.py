@@ -110,9 +110,7 @@ def check(data: str | Path | None = None) -> list[str]:
         "lesions with several diagnoses": sorted(diagnoses.index[diagnoses > 1]),
         "images that cannot be read": find_unreadable(list(images.values())),
     }
-    findings = [
-        f"{what}: {len(names):,}. {name_some(names)}" for what, names in named.items() if names
-    ]
+    findings = [f"{what}: {_count(names)}" for what, names in named.items() if names]
     lesions = table["lesion_id"].nunique()
     say(f"check: {len(table):,} rows, {len(images):,} images, {lesions:,} lesions in {source}")
     say("\n".join(findings) or "check: nothing wrong")
@@ -185,14 +183,11 @@ def audit(
 
 def describe_leaks(found: Audit) -> str:
     """Which shares of the test images show a lesion that is also elsewhere."""
-    lines = []
-    for kind in ("lesion", "lesion or near duplicate"):
-        shares = [found.leak(kind, where) for where in ("train", "train or validation")]
-        lines.append(
-            f"test images whose {kind} is also in train: {shares[0]:.1%}, "
-            f"in train or validation: {shares[1]:.1%}"
-        )
-    return "\n".join(lines)
+    return "\n".join(
+        f"test images whose {kind} is also in train: {found.leak(kind, 'train'):.1%}, "
+        f"in train or validation: {found.leak(kind, 'train or validation'):.1%}"
+        for kind in ("lesion", "lesion or near duplicate")
+    )
 
 
 def describe_audit(found: Audit) -> str:
@@ -206,19 +201,21 @@ def describe_audit(found: Audit) -> str:
         f"lesions in more than one split: {found.lesions_shared:,}",
         f"near duplicates known among these images: {found.pairs_known:,} pairs"
         + ("" if found.pairs_known else "; search for them with the command near-duplicates"),
-        f"near duplicates in different splits: {len(pairs):,}. {name_some(pairs, shown=2)}",
+        f"near duplicates in different splits: {_count(pairs, shown=2)}",
         "share of each diagnosis in each split:",
         found.proportions.to_string(float_format="{:.3f}".format),
         f"largest difference to the whole: {100 * gap:.2f} percentage points",
+        f"images given more than once: {_count(found.repeated)}",
+        f"images that the split does not name: {_count(found.missing)}",
+        f"images that the dataset does not have: {_count(found.extra)}",
+        "audit: nothing wrong" if found.is_clean else "audit: this split is not clean",
     ]
-    for title, names in (
-        ("images given more than once", found.repeated),
-        ("images that the split does not name", found.missing),
-        ("images that the dataset does not have", found.extra),
-    ):
-        parts.append(f"{title}: {len(names):,}. {name_some(names)}")
-    parts.append("audit: nothing wrong" if found.is_clean else "audit: this split is not clean")
-    return "\n".join(part.removesuffix(". ") for part in parts)
+    return "\n".join(parts)
+
+
+def _count(names: list[str], *, shown: int = 5) -> str:
+    """How many there are, and the names of the first."""
+    return f"{len(names):,}. {name_some(names, shown=shown)}".removesuffix(". ")
 
 
 def find_near_duplicates(data: str | Path | None, out: Path, *, weights: str) -> pd.DataFrame:
@@ -359,9 +356,14 @@ def _fit(
     synthetic: bool,
 ) -> None:
     """Train by the method of the settings. Raises: as `training.fit`."""
-    from skinlesion import training
+    from skinlesion import plots, training
     from skinlesion.checkpoints import Checkpoints
     from skinlesion.regression import fit_regression
+
+    def draw(history: pd.DataFrame) -> None:
+        figure = plots.plot_learning_curves(history)[0].figure
+        plots.caption(figure, synthetic=synthetic)
+        plots.save_figure(figure, run / "learning_curves.png")
 
     if config.method == "regression":
         fit_regression(model, config, **sets, out=run / "history.csv")
@@ -379,7 +381,7 @@ def _fit(
         run=run,
         cache=default_cache_dir(),
         deadline=deadline,
-        on_epoch=lambda history: _draw_learning_curves(history, run, synthetic=synthetic),
+        on_epoch=draw,
         verbose=1 if is_watched() else 0,
     )
 
@@ -391,14 +393,6 @@ def _rows_to_train_on(
     rows = {name: joined[joined["split"] == name] for name in ("train", "validation")}
     rows["train"] = take_limited(rows["train"], config.limit, seed=config.seed)
     return rows
-
-
-def _draw_learning_curves(history: pd.DataFrame, run: Path, *, synthetic: bool) -> None:
-    from skinlesion import plots
-
-    figure = plots.plot_learning_curves(history)[0].figure
-    plots.caption(figure, synthetic=synthetic)
-    plots.save_figure(figure, run / "learning_curves.png")
 
 
 def _finish(
@@ -515,14 +509,8 @@ def predict(run: Path, paths: Sequence[str | Path], out: Path) -> pd.DataFrame:
             f"predict: {len(odd):,} of {len(files):,} images do not look like dermatoscopic ones, "
             f"and what is predicted for them means nothing: {name_some(odd)}"
         )
-    top = y_prob.argmax(axis=1)
-    return pd.DataFrame(
-        {
-            "image": names,
-            "prediction": [CLASS_CODES[label] for label in top],
-            "confidence": y_prob.max(axis=1),
-        }
-    )
+    top = [CLASS_CODES[label] for label in y_prob.argmax(axis=1)]
+    return pd.DataFrame({"image": names, "prediction": top, "confidence": y_prob.max(axis=1)})
 
 
 def _build_model(
@@ -530,34 +518,30 @@ def _build_model(
 ) -> tuple[Any, "LoadedWeights"]:
     from skinlesion.model import WeightsUnavailableError, build_model
 
-    def build(weights: str) -> tuple[Any, "LoadedWeights"]:
+    try:
         return build_model(
             image_size=config.image_size,
-            weights=weights,
+            weights=config.weights,
             preprocessing=config.preprocessing,
             head=config.head,
             top_stage=config.top_stage,
             batch_norm_momentum=config.batch_norm_momentum,
             precision=precision,
         )
-
-    try:
-        return build(config.weights)
     except WeightsUnavailableError as error:
         if not may_do_without_weights:
             raise
         say(f"train: {error}")
         say("train: this is the synthetic sample, so training starts from random weights instead")
-        return build("none")
+        return _build_model(dataclasses.replace(config, weights="none"), precision)
 
 
 def _list_files(paths: Sequence[str | Path]) -> list[Path]:
     files = []
     for path in map(Path, paths):
         if path.is_dir():
-            files += sorted(
-                p for p in path.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png")
-            )
+            endings = (".jpg", ".jpeg", ".png")
+            files += sorted(found for found in path.iterdir() if found.suffix.lower() in endings)
         elif path.is_file():
             files.append(path)
         else:
@@ -565,8 +549,8 @@ def _list_files(paths: Sequence[str | Path]) -> list[Path]:
     if not files:
         raise InputError("no .jpg or .png file to predict: name image files or a folder of them")
     names = pd.Series([path.stem for path in files])
-    if names.duplicated().any():
-        doubled = sorted(set(names[names.duplicated()]))
+    doubled = sorted(set(names[names.duplicated()]))
+    if doubled:
         raise InputError(
             f"several files of one name, rename or predict apart: {name_some(doubled)}"
         )
