@@ -129,12 +129,13 @@ def evaluate_external(
     members, calibrated, synthetic = {}, [], False
     for run in runs:
         predictor = Predictor.load(run)
+        calibration = predictor.calibration
         say(f"evaluate: predicting {len(rows):,} images with {run}")
         y_prob = predictor.predict_probabilities(list(rows["path"]), tta=tta)
         members[str(run)] = y_prob
-        calibrated.append(apply_temperature(y_prob, predictor.calibration.temperature))
+        calibrated.append(apply_temperature(y_prob, calibration.temperature))
         synthetic = synthetic or predictor.bundle.info.synthetic
-    options: dict[str, Any] = {"calibration": predictor.calibration}
+    options: dict[str, Any] = {"calibration": calibration}
     if len(runs) > 1:
         y_prob = np.mean(calibrated, axis=0)
         options = {"variants": members | {"ensemble": y_prob}}

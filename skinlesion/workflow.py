@@ -334,13 +334,14 @@ def train(
 
 def _begin(run: Path, described: dict[str, Any], made: pd.DataFrame) -> None:
     """Write what the run is made with; where it was begun already, see that it is the same."""
+    begun = is_begun(run)
+    if begun:
+        require_same_weights(run, described)
     # What an earlier model said about the test images must not be taken for this one's.
     for name in ("predictions_test.csv", "predictions_test_tta.csv"):
         (run / name).unlink(missing_ok=True)
     shutil.rmtree(run / "evaluation", ignore_errors=True)
-    if is_begun(run):
-        require_same_weights(run, described)
-    else:
+    if not begun:
         write_csv(run / "splits.csv", made)
         write_json(run / "config.json", described)
 
