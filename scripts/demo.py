@@ -9,6 +9,7 @@ Needs Python and pip. What it makes lies in `outputs/`.
 
 import argparse
 import json
+import socket
 from pathlib import Path
 
 from environment import prepare_environment, run
@@ -33,8 +34,10 @@ def main() -> None:
         help="""changes to the recipe, such as '{"epochs": 6, "image_size": [128, 128]}'""",
     )
     parser.add_argument("--no-serve", action="store_true", help="stop before serving the page")
-    parser.add_argument("--port", default="7860", metavar="N", help="default: 7860")
+    parser.add_argument("--port", type=int, default=7860, metavar="N", help="default: 7860")
     arguments = parser.parse_args()
+    if not arguments.no_serve and is_taken(arguments.port):
+        parser.error(f"port {arguments.port} is in use or not allowed: name another with --port")
     python = prepare_environment()
     if arguments.data:
         data, work, settings = arguments.data.resolve(), Path("outputs/ham10000"), {}
@@ -45,10 +48,22 @@ def main() -> None:
     options = ["--data", data, "--work", work]
     options += [f"--set=settings={json.dumps(settings)}", f'--set=recipe="{arguments.recipe}"']
     run(python, "scripts/run_notebooks.py", *options)
+    run_folder = work / "runs" / arguments.recipe
+    print(f"demo: executed notebooks in {work / 'notebooks'}, model and figures in {run_folder}")
     if not arguments.no_serve:
-        run_folder = work / "runs" / arguments.recipe
-        command = ("-m", "skinlesion", "demo", "--run", run_folder, "--port", arguments.port)
+        command = ("-m", "skinlesion", "demo", "--run", run_folder, "--port", str(arguments.port))
         run(python, *command, HAM10000_DIR=str(data.resolve()))  # where its examples come from
+
+
+def is_taken(port: int) -> bool:
+    """Whether no page can be served there: better known before than after the training."""
+    with socket.socket() as asked:
+        asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            asked.bind(("127.0.0.1", port))
+        except (OSError, OverflowError):
+            return True
+    return False
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from environment import ROOT, prepare_environment, run
+from environment import ROOT, run
 
 OUT = ROOT / "dist" / "kaggle"
 DATASETS = ["kmader/skin-cancer-mnist-ham10000", "keras/resnet50"]
@@ -44,13 +44,14 @@ def main() -> None:
     )
     parser.add_argument("--user", default=find_user(), help="default: that of kaggle.json")
     parser.add_argument("--out", type=Path, default=OUT, metavar="DIR")
-    parser.add_argument("--python", help="one that has setuptools; default: the project's own")
+    parser.add_argument(
+        "--python", help="one that has setuptools; without it, pip fetches what builds the wheel"
+    )
     arguments = parser.parse_args()
     if not arguments.user:
         parser.error("name your Kaggle account: --user NAME")
-    python = arguments.python or prepare_environment("dev")
     with tempfile.TemporaryDirectory() as folder:
-        wheel = build_wheel(Path(python), Path(folder))
+        wheel = build_wheel(arguments.python, Path(folder))
         carried = make_carried_cell(wheel)
         notebooks = {
             path.stem: json.loads(path.read_text(encoding="utf-8"))
@@ -75,7 +76,7 @@ def find_user() -> str | None:
     return json.loads(settings.read_text())["username"] if settings.is_file() else None
 
 
-def build_wheel(python: Path, folder: Path) -> Path:
+def build_wheel(python: str | None, folder: Path) -> Path:
     """The package as a wheel; from a copy, so that no earlier build is mixed in."""
     source = folder / "source"
     shutil.copytree(
@@ -83,8 +84,11 @@ def build_wheel(python: Path, folder: Path) -> Path:
     )
     for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
-    options = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation")
+    options = ["--quiet", "--no-deps", "--disable-pip-version-check"]
+    if python:
+        options += ["--no-index", "--no-build-isolation"]
     # The same source gives the same bytes: zip files begin in 1980.
+    python = python or sys.executable
     run(python, "-m", "pip", "wheel", *options, "-w", folder, source, SOURCE_DATE_EPOCH="315532800")
     (wheel,) = folder.glob("skinlesion-*.whl")
     return wheel
@@ -143,7 +147,7 @@ def join_notebooks(notebooks: list[Notebook]) -> Notebook:
                     line.split(" = ") for line in "".join(cell["source"]).split("\n")
                 )
             elif not has_tag(cell, "bootstrap"):
-                body.append(copy.deepcopy(cell))
+                body.append(shorten(copy.deepcopy(cell)))
     (bootstrap,) = (cell for cell in notebooks[0]["cells"] if has_tag(cell, "bootstrap"))
     settings = "\n".join(f"{name} = {value}" for name, value in parameters.items())
     head = [
@@ -163,6 +167,16 @@ def join_notebooks(notebooks: list[Notebook]) -> Notebook:
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"
     return notebooks[0] | {"cells": cells}
+
+
+def shorten(cell: Notebook) -> Notebook:
+    """Of a notebook's first cell, without the table of what it reads and what comes next."""
+    text = "".join(cell["source"])
+    if cell["cell_type"] == "markdown" and "| **reads** |" in text:
+        text = text.split("\n| | |")[0]
+    text = text.replace("## Parameters\n", "**Its parameters**, set above:\n")
+    cell["source"] = text.splitlines(keepends=True)
+    return cell
 
 
 ALL_IN_ONE = """\

@@ -271,9 +271,9 @@ def launch(
             ssr_mode=False,  # or Spaces would serve another page than the one that was tested
             **_looks(gr.Blocks.launch),
         )
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # in use, or no port at all
         raise InputError(
-            f"port {port} on {host} cannot be used ({error}); choose --port"
+            f"port {port} on {host} is in use or not allowed: choose another with --port"
         ) from error
     say(f"demo: {app.share_url or app.local_url}")
     if not shown_here:

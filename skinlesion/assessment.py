@@ -26,6 +26,7 @@ from skinlesion.runs import (
     read_part,
     read_run_config,
     read_test_predictions,
+    recall_dataset,
     require_same_dataset,
 )
 from skinlesion.split import join_split, read_split
@@ -60,7 +61,7 @@ def evaluate(run: Path, *, data: str | Path | None = None, tta: bool = False) ->
 
     run = find_run(run)
     predictor = Predictor.load(run)
-    source = find_dataset(data)
+    source = find_dataset(data or recall_dataset(run))
     table = load_metadata(source)
     require_same_dataset(run, table)
     rows = _join_test(run, table)
@@ -130,6 +131,7 @@ def evaluate_external(
     for run in runs:
         predictor = Predictor.load(run)
         calibration = predictor.calibration
+        _warn_of_leak(run, rows)
         say(f"evaluate: predicting {len(rows):,} images with {run}")
         y_prob = predictor.predict_probabilities(list(rows["path"]), tta=tta)
         members[str(run)] = y_prob
@@ -166,7 +168,7 @@ def evaluate_together(
 
     runs = [find_run(run) for run in runs]
     _require_different(runs)
-    table = load_metadata(find_dataset(data))
+    table = load_metadata(find_dataset(data or recall_dataset(runs[0])))
     parts, members, calibrated, synthetic = [], {}, [], False
     for run in runs:
         require_same_dataset(run, table)
@@ -307,10 +309,26 @@ def _predict_once(
     """Predictions of a run for its test images: read when they are there, otherwise made."""
     path = run / ("predictions_test_tta.csv" if tta else "predictions_test.csv")
     if not path.is_file():
-        say(f"evaluate: predicting {len(rows):,} test images")
+        how = ", and their mirror images" if tta else ""
+        say(f"evaluate: predicting {len(rows):,} test images{how}")
         y_prob = predictor.predict_probabilities(list(rows["path"]), tta=tta)
         write_predictions(path, list(rows["image_id"]), y_prob)
     return read_predictions_for(path, list(rows["image_id"]))
+
+
+def _warn_of_leak(run: Path, rows: pd.DataFrame) -> None:
+    """Say how many images of an external test set the run was trained or chosen on."""
+    home = run if (run / "splits.csv").is_file() else run.resolve().parent
+    if not (home / "splits.csv").is_file():
+        return  # a bundle by itself
+    split = read_split(home / "splits.csv")
+    known = set(split.loc[split["split"] != "test", "image_id"])
+    seen = int(rows["image_id"].isin(known).sum())
+    if seen:
+        say(
+            f"evaluate: warning: {seen:,} of these {len(rows):,} images are among those that {run} "
+            "was trained or chosen on: the figures say too much"
+        )
 
 
 def _require_different(runs: Sequence[Path]) -> None:
@@ -328,7 +346,7 @@ def _join_test(run: Path, table: pd.DataFrame) -> pd.DataFrame:
 
 def _read_judged(run: Path, data: str | Path | None) -> tuple[pd.DataFrame, np.ndarray]:
     """The test images of an evaluated run, and its uncalibrated predictions for them."""
-    rows = _join_test(run, load_metadata(find_dataset(data)))
+    rows = _join_test(run, load_metadata(find_dataset(data or recall_dataset(run))))
     return rows, read_test_predictions(run, rows)
 
 

@@ -139,6 +139,11 @@ def find_bundle(run: Path) -> Path:
     for folder in (run / "model", run):
         if (folder / INFO_NAME).is_file():
             return folder
+    if (run / "config.json").is_file():
+        raise InputError(
+            f"{run}: its training is not finished; go on with it: python -m skinlesion train "
+            f"--run {run}"
+        )
     raise InputError(
         f"{run}: neither a finished run nor a bundle; train one first: "
         "python -m skinlesion train --data DIR --run RUN"

@@ -1,6 +1,7 @@
 """The settings of a run: one frozen, validated table, and the named recipes."""
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -325,9 +326,11 @@ def config_from_dict(settings: Mapping[str, Any]) -> Config:
     needed = {field.name for field in fields if field.default is dataclasses.MISSING}
     missing = sorted(needed - set(settings))
     if unknown or missing:
+        near = [difflib.get_close_matches(name, names, 1) for name in unknown]
+        meant = f"; did you mean {' and '.join(x[0] for x in near)}?" if all(near) and near else ""
         raise InputError(
             f"settings do not fit this version: unknown {unknown or 'none'}, missing "
-            f"{missing or 'none'}; known settings are {', '.join(sorted(names))}"
+            f"{missing or 'none'}{meant or '; known settings are ' + ', '.join(sorted(names))}"
         )
     return Config(**settings)
 

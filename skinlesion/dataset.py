@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from skinlesion.downloads import METADATA_NAME, download_dataset
 from skinlesion.errors import InputError, name_some
 from skinlesion.labels import SYNTHETIC_NOTE
@@ -67,16 +69,32 @@ def find_images(data: str | Path | None, work: Path) -> Path:
         work: the working folder, for which the images may have been gathered.
 
     Raises:
-        InputError: as `find_dataset`.
+        InputError: as `find_dataset` and `find_gathered`.
     """
-    gathered = default_images_dir(work)
-    if data is None and (gathered / METADATA_NAME).is_file():
-        found = gathered
-    else:
-        found = find_dataset(data)
+    found = find_gathered(default_images_dir(work)) if data is None else None
+    found = found or find_dataset(data)
     if is_sample(found):
         say(SYNTHETIC_NOTE)
     return found
+
+
+def find_gathered(folder: Path) -> Path | None:
+    """The folder, if `gather_images` has filled it; None: not yet.
+
+    Raises:
+        InputError: another dataset than this is at hand; neither is taken for the other.
+    """
+    if not (folder / METADATA_NAME).is_file():
+        return None
+    named = find_local_dataset()
+    if named and named != folder:
+        ours, others = (set(pd.read_csv(x / METADATA_NAME)["image_id"]) for x in (folder, named))
+        if not ours & others:
+            raise InputError(
+                f"{folder}: was gathered from another dataset than {named}; delete it, or choose "
+                "another working folder"
+            )
+    return folder
 
 
 def is_sample(data: Path) -> bool:
@@ -189,9 +207,13 @@ def _downloaded() -> Path:
 
 
 def _require_metadata(folder: Path, *, named_by: str) -> Path:
-    if not (folder / METADATA_NAME).is_file():
-        raise InputError(
-            f"{folder} (from {named_by}): no {METADATA_NAME} in it; name the folder that holds "
-            "this file and the images"
-        )
-    return folder
+    if (folder / METADATA_NAME).is_file():
+        return folder
+    folder = folder.resolve()
+    problem = f"no {METADATA_NAME} in it" if folder.is_dir() else "there is no such folder"
+    if (folder.parent / METADATA_NAME).is_file():
+        problem = f"{METADATA_NAME} lies beside it, in {folder.parent}"
+    raise InputError(
+        f"{folder} (from {named_by}): {problem}; name the folder that holds {METADATA_NAME} and "
+        "the images"
+    )

@@ -16,7 +16,7 @@ from skinlesion.input_pipeline import decode_image, read_size
 from skinlesion.labels import CLASS_CODES, CLASS_NAMES, LABEL_OF
 from skinlesion.metadata import read_metadata
 from skinlesion.predictor import Predictor
-from skinlesion.runs import find_run, read_part
+from skinlesion.runs import find_run, read_part, recall_dataset
 from skinlesion.sample import make_sample
 from skinlesion.verdict import OperatingPoint, Verdict, find_operating_point, judge_image
 
@@ -166,7 +166,7 @@ def _choose_examples(
     home: Path | None, predictor: Predictor, data: str | Path | None, drawn: Path
 ) -> list[tuple[Path, str]]:
     """A test image of each class where the dataset is at hand; drawings for a model of drawings."""
-    found = find_local_dataset(data)
+    found = find_local_dataset(data or (recall_dataset(home) if home else None))
     if found and home:
         rows = read_part(home, "test").drop_duplicates("dx").sort_values("label")
         images = list_images(found)

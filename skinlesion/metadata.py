@@ -36,7 +36,8 @@ def load_metadata(data: Path) -> pd.DataFrame:
     if missing:
         raise InputError(
             f"{data}: {len(missing):,} of {len(table):,} rows of {METADATA_NAME} have no image: "
-            f"{name_some(missing)}; complete the download, or remove these rows"
+            f"{name_some(missing)}; complete the dataset (both HAM10000_images_part_1 and "
+            "_part_2), or run notebook 1 again, or remove these rows"
         )
     extra = sorted(set(images) - set(table["image_id"]))
     if extra:

@@ -366,6 +366,8 @@ def _download_imagenet() -> Path:
 
 def _layers_in(path: Path) -> set[str]:
     """Names of the layers that have weights in a legacy Keras HDF5 file."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file of weights")
     try:
         with h5py.File(path) as file:
             root = file.get("model_weights", file)

@@ -57,6 +57,7 @@ def plot_confusion_matrix(
         vmax=1,
         cmap="Blues",
         square=True,
+        cbar=normalize,
         cbar_kws={"label": "share of the true class"},
         xticklabels=CLASS_CODES,
         yticklabels=[f"{c} ({n})" for c, n in zip(CLASS_CODES, totals[:, 0], strict=True)],

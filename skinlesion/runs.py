@@ -10,6 +10,7 @@ import pandas as pd
 
 from skinlesion import __version__
 from skinlesion.config import Config, config_from_dict, differences, make_config
+from skinlesion.dataset import METADATA_NAME
 from skinlesion.errors import InputError
 from skinlesion.files import read_json
 from skinlesion.isic_files import read_predictions_for
@@ -131,6 +132,14 @@ def read_precision(run: Path) -> str | None:
     return read_json(run / "config.json").get("precision")
 
 
+def recall_dataset(run: Path) -> Path | None:
+    """The folder of the dataset that a run was begun with, if it is still there."""
+    if not is_begun(run):
+        return None
+    known = read_json(run / "config.json").get("dataset", {}).get("folder")
+    return Path(known) if known and (Path(known) / METADATA_NAME).is_file() else None
+
+
 def read_part(run: Path, part: str) -> pd.DataFrame:
     """The images of one part of the run's split: `image_id`, `lesion_id`, `dx`, `label`."""
     split = read_split(run / "splits.csv")
@@ -158,6 +167,7 @@ def describe_run(
     loaded: "LoadedWeights",
     table: pd.DataFrame,
     *,
+    folder: Path,
     device: str,
     precision: str,
     synthetic: bool,
@@ -175,6 +185,7 @@ def describe_run(
         },
         "dataset": {
             "fingerprint": dataset_fingerprint(table),
+            "folder": str(folder.resolve()),
             "images": len(table),
             "synthetic": synthetic,
         },

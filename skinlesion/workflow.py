@@ -23,6 +23,8 @@ from skinlesion.dataset import (
     METADATA_NAME,
     GatherReport,
     find_dataset,
+    find_gathered,
+    find_local_dataset,
     gather_images,
     is_sample,
     list_images,
@@ -42,6 +44,7 @@ from skinlesion.runs import (
     is_same_split,
     read_precision,
     read_run_config,
+    recall_dataset,
     require_same_dataset,
     require_same_run,
     require_same_weights,
@@ -73,7 +76,8 @@ def copy(data: str | Path | None, out: Path) -> GatherReport:
         out: folder to fill; a dataset itself afterwards.
     """
     # The metadata is put in place last: where it is, all images are, and the source is not needed.
-    source = out if data is None and (out / METADATA_NAME).is_file() else find_dataset(data)
+    source = (find_gathered(out) if data is None else None) or find_dataset(data)
+    load_metadata(source)  # refuses half a dataset
     if not out.is_dir():
         say(f"copy: gathering the images of {source} in {out} (up to some minutes)")
     if source == out:
@@ -101,7 +105,7 @@ def check(data: str | Path | None = None) -> list[str]:
     Raises:
         InputError: no dataset there, or a metadata table that cannot be used.
     """
-    source = find_dataset(data)
+    source = _require_local(data)
     table, images = read_metadata(source / METADATA_NAME), list_images(source)
     diagnoses = table.groupby("lesion_id")["dx"].nunique()
     named = {
@@ -175,9 +179,18 @@ def audit(
         data: the dataset, of which only the metadata is read; None looks for it as `copy` does.
         near_duplicates: list of pairs; None takes the one for HAM10000.
     """
-    table = read_metadata(find_dataset(data) / METADATA_NAME)
-    found = audit_split(read_any_split(splits), table, read_near_duplicates(near_duplicates))
+    split = read_any_split(splits)
+    table = read_metadata(_require_local(data) / METADATA_NAME)
+    found = audit_split(split, table, read_near_duplicates(near_duplicates))
     say(describe_audit(found))
+    return found
+
+
+def _require_local(data: str | Path | None) -> Path:
+    """As `find_dataset`, but what only looks does not start a download."""
+    found = find_local_dataset(data)
+    if not found:
+        raise InputError("no dataset at hand: name its folder with --data, or HAM10000_DIR")
     return found
 
 
@@ -269,7 +282,12 @@ def train(
             dataset, split or weights, or there is no room.
     """
     deadline = time.monotonic() + (math.inf if time_limit is None else 3600 * time_limit)
-    source = find_dataset(data)
+    if data is None and splits is None and is_finished(run):
+        changed = differences(read_run_config(run), config)
+        if not changed:
+            say(f"train: {run} is finished already with these settings")
+            return run
+    source = find_dataset(data or recall_dataset(run))
     table, begun = load_metadata(source), is_begun(run)
     if splits or begun:
         made = read_split(splits or run / "splits.csv")
@@ -302,6 +320,7 @@ def train(
         config,
         loaded,
         table,
+        folder=source,
         device=devices.describe_device(),
         precision=precision,
         synthetic=synthetic,
@@ -450,7 +469,7 @@ def fit_gate(run: Path, data: str | Path | None = None) -> foreign.ForeignGate:
     from skinlesion.bundle import save_gate
     from skinlesion.predictor import Predictor
 
-    table = load_metadata(find_dataset(data))
+    table = load_metadata(find_dataset(data or recall_dataset(run)))
     require_same_dataset(run, table)
     rows = _rows_to_train_on(table, read_split(run / "splits.csv"), read_run_config(run))
     predictor = Predictor.load(run)
@@ -542,7 +561,10 @@ def _list_files(paths: Sequence[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         if path.is_dir():
             endings = (".jpg", ".jpeg", ".png")
-            files += sorted(found for found in path.iterdir() if found.suffix.lower() in endings)
+            inside = sorted(found for found in path.iterdir() if found.suffix.lower() in endings)
+            if not inside:
+                raise InputError(f"{path}: no .jpg or .png file directly in it")
+            files += inside
         elif path.is_file():
             files.append(path)
         else:

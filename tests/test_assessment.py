@@ -150,6 +150,15 @@ def test_augmented_predictions_do_not_depend_on_how_the_image_is_turned(trained_
 
 
 class TestExternal:
+    def test_images_that_the_run_was_trained_on_are_told(
+        self, trained_run, truth, tmp_path, capsys
+    ):
+        split = read_split(trained_run / "splits.csv").set_index("image_id")["split"]
+        seen = sum(split[name] != "test" for name in read_predictions(truth)[0])
+        for run in (trained_run, trained_run / "model"):
+            assessment.evaluate_external([run], truth.parent / "images", truth, tmp_path / "out")
+            assert f"warning: {seen} of these 21 images are among" in capsys.readouterr().out
+
     def test_one_run_on_other_images(self, trained_run, truth, tmp_path, sample):
         metrics = assessment.evaluate_external(
             [trained_run], truth.parent / "images", truth, tmp_path / "out"

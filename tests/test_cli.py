@@ -109,7 +109,7 @@ def test_the_variable_names_the_dataset(flat_data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("split", "--data", "nowhere", "--out", "x.csv"), "no HAM10000_metadata.csv in it"),
+        (("split", "--data", "nowhere", "--out", "x.csv"), "there is no such folder"),
         (("evaluate", "--run", "nowhere"), "is no run directory"),
         (("train", "--run", "x", "--epochs", "two"), "a whole number, not two"),
         (("sample", "/dev/null/x"), "cannot be"),
@@ -123,7 +123,7 @@ def test_the_variable_names_the_dataset(flat_data, tmp_path):
         (("split", "--data", "{flat}", "--out", "."), "is a folder; name a file to write"),
         (("audit", "{binary}", "--data", "{flat}"), "cannot be read as a split file"),
         (("compare", "a", "b", "--out", "o"), "is no run directory"),
-        (("audit", "absent.csv", "--data", "nowhere"), "no HAM10000_metadata.csv in it"),
+        (("audit", "absent.csv", "--data", "nowhere"), "absent.csv: cannot be read"),
         (("train", "--run", "x", "--image-size", "64", "0"), "must be at least 1"),
         (("split", "--fold", "2", "--out", "x.csv"), "must be K/N"),
         (("train", "--run", "x", "--recipe", "best"), "invalid choice: 'best'"),

@@ -5,8 +5,17 @@ from pathlib import Path
 import pytest
 
 from skinlesion import dataset
-from skinlesion.dataset import GatherReport, find_dataset, gather_images, is_sample, list_images
+from skinlesion.dataset import (
+    GatherReport,
+    find_dataset,
+    find_gathered,
+    find_images,
+    gather_images,
+    is_sample,
+    list_images,
+)
 from skinlesion.errors import InputError
+from skinlesion.workspace import default_images_dir
 
 
 def test_an_explicit_path_wins(flat_data, tmp_path, monkeypatch):
@@ -115,3 +124,29 @@ def test_two_datasets_are_not_mixed_in_one_folder(sample, flat_data, tmp_path):
     gather_images(sample, tmp_path / "all")
     with pytest.raises(InputError, match="holds images of another dataset"):
         gather_images(flat_data, tmp_path / "all")
+
+
+def test_the_place_beside_the_metadata_is_told(flat_data):
+    with pytest.raises(InputError, match=r"lies beside it, in .*flat; name the folder"):
+        find_dataset(flat_data / "HAM10000_images_part_1")
+
+
+class TestGathered:
+    def test_it_is_used_while_its_source_is_named_or_nothing_is(
+        self, flat_data, tmp_path, monkeypatch
+    ):
+        images = default_images_dir(tmp_path)
+        gather_images(flat_data, images)
+        assert find_images(None, tmp_path) == images
+        monkeypatch.setenv("HAM10000_DIR", str(flat_data))
+        assert find_images(None, tmp_path) == images
+
+    def test_it_is_not_taken_for_another_dataset(self, flat_data, sample, tmp_path, monkeypatch):
+        gather_images(flat_data, default_images_dir(tmp_path))
+        monkeypatch.setenv("HAM10000_DIR", str(sample))
+        with pytest.raises(InputError, match="was gathered from another dataset than"):
+            find_images(None, tmp_path)
+        assert find_images(sample, tmp_path) == sample
+
+    def test_nothing_is_gathered_yet(self, tmp_path):
+        assert find_gathered(tmp_path) is None

@@ -156,6 +156,13 @@ class TestNotebooksForKaggle:
             assert "not for clinical use" in notebook.cells[0].source
             assert path.stat().st_size < 1_000_000  # Kaggle's limit for a notebook
 
+    def test_all_in_one_does_not_speak_of_other_notebooks_to_open(self, made):
+        notebook = nbformat.read(made / "all_in_one/all_in_one.ipynb", as_version=4)
+        text = "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        assert "**next**" not in text
+        assert text.count("## Parameters") == 1
+        assert [f"# {number}." in text for number in range(1, 6)] == [True] * 5
+
     def test_the_metadata_is_ready_to_be_pushed(self, made):
         described = {p.parent.name: json.loads(p.read_text()) for p in made.glob("*/*.json")}
         ids = {kernel["id"] for kernel in described.values()}

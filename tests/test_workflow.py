@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from skinlesion import assessment, workflow
+from skinlesion import assessment, dataset, workflow
 from skinlesion.calibration import fit_temperature
 from skinlesion.config import make_config
 from skinlesion.dataset import list_images
@@ -16,6 +17,7 @@ from skinlesion.isic_files import read_predictions
 from skinlesion.labels import LABEL_OF, SYNTHETIC_NOTE
 from skinlesion.model import WeightsUnavailableError
 from skinlesion.predictor import Predictor
+from skinlesion.runs import recall_dataset
 from skinlesion.split import read_split
 
 
@@ -68,6 +70,17 @@ def test_a_finished_run_is_kept(sample, tiny_config, trained_run, capsys):
     workflow.train(sample, trained_run, tiny_config)
     assert "finished already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in trained_run.rglob("*")} == before
+
+
+def test_a_finished_run_needs_no_dataset_and_an_unfinished_one_remembers_its_own(
+    sample, tiny_config, run_copy, monkeypatch, capsys
+):
+    monkeypatch.setattr(dataset, "download_dataset", None)
+    workflow.train(None, run_copy, tiny_config)
+    assert "finished already" in capsys.readouterr().out
+    assert recall_dataset(run_copy) == sample.resolve()
+    assert recall_dataset(run_copy / "nothing") is None
+    workflow.fit_gate(run_copy)  # on the remembered images
 
 
 def test_a_run_of_other_settings_is_refused_with_the_difference(sample, trained_run):
@@ -160,6 +173,21 @@ def test_a_given_split_file_is_used(sample, tmp_path):
 def test_gathered_images_need_their_source_no_longer(sample, tmp_path):
     workflow.copy(sample, tmp_path / "images")
     assert workflow.copy(None, tmp_path / "images").kept == 84
+
+
+def test_half_a_dataset_is_not_gathered(flat_data, tmp_path):
+    shutil.rmtree(flat_data / "HAM10000_images_part_2")
+    with pytest.raises(InputError, match=r"49 of 98 rows .* have no image.*_part_2"):
+        workflow.copy(flat_data, tmp_path / "images")
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize("look", [workflow.check, lambda: workflow.audit(Path("absent.csv"))])
+def test_what_only_looks_does_not_start_a_download(look, monkeypatch, tmp_path):
+    monkeypatch.setenv("SKINLESION_CACHE", str(tmp_path))
+    monkeypatch.setattr(dataset, "download_dataset", None)
+    with pytest.raises(InputError, match=r"no dataset at hand|absent\.csv: cannot be read"):
+        look()
 
 
 class TestSplit:
@@ -270,6 +298,12 @@ class TestPredict:
             workflow.predict(trained_run, [tmp_path / "empty"], tmp_path / "p.csv")
         with pytest.raises(InputError, match="no such file"):
             workflow.predict(trained_run, [tmp_path / "absent.jpg"], tmp_path / "p.csv")
+
+    def test_a_folder_without_images_is_named(self, trained_run, sample, tmp_path):
+        (tmp_path / "empty").mkdir()
+        paths = [*sample.glob("*_part_1/ISIC_9000000.jpg"), tmp_path / "empty"]
+        with pytest.raises(InputError, match=r"empty: no \.jpg or \.png file directly in it"):
+            workflow.predict(trained_run, paths, tmp_path / "p.csv")
 
     def test_two_files_of_one_name_are_refused(self, trained_run, sample, tmp_path):
         path = next((sample / "HAM10000_images_part_1").glob("*.jpg"))
