@@ -1,5 +1,6 @@
 """A run directory: what made it, whether it is finished, and which images it is tested on."""
 
+import dataclasses
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from skinlesion.model import LoadedWeights
 
 LIBRARIES = ("tensorflow", "keras", "numpy", "pandas", "scikit-learn", "pillow", "gradio")
+IMAGENET_NAME = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+"""What Keras calls the file of the ImageNet weights that it downloads; it is on Kaggle, too."""
 
 
 def find_run(path: Path) -> Path:
@@ -82,7 +85,10 @@ def choose_config(run: Path, recipe: str | None, **overrides: Any) -> Config:
 
 def require_same_run(run: Path, config: Config, table: pd.DataFrame, split: pd.DataFrame) -> None:
     """Raise `InputError` unless the run was begun with these settings, this dataset and split."""
-    other = differences(read_run_config(run), config)
+    known = read_run_config(run)
+    if _weights_name(known) == _weights_name(config):
+        config = dataclasses.replace(config, weights=known.weights)
+    other = differences(known, config)
     if other:
         raise InputError(
             f"{run}: was begun with other settings ({other}); leave them out to go on with it, or "
@@ -91,6 +97,11 @@ def require_same_run(run: Path, config: Config, table: pd.DataFrame, split: pd.D
     require_same_dataset(run, table)
     if not is_same_split(read_split(run / "splits.csv"), split):
         raise InputError(f"{run}: was begun with another split; name another --run")
+
+
+def _weights_name(config: Config) -> str:
+    """What the weights are called, wherever they lie: Kaggle mounts a file now here, now there."""
+    return IMAGENET_NAME if config.weights == "imagenet" else Path(config.weights).name
 
 
 def is_same_split(one: pd.DataFrame, other: pd.DataFrame) -> bool:

@@ -481,7 +481,14 @@ def fit_gate(run: Path, data: str | Path | None = None) -> foreign.ForeignGate:
     return gate
 
 
-def train_if_missing(data: str | Path | None, run: Path, config: Config, *, splits: Path) -> Path:
+def train_if_missing(
+    data: str | Path | None,
+    run: Path,
+    config: Config,
+    *,
+    splits: Path,
+    time_limit: float | None = None,
+) -> Path:
     """Use the finished run in `run`, or split as `split` does and train as `train` does.
 
     Args:
@@ -489,6 +496,11 @@ def train_if_missing(data: str | Path | None, run: Path, config: Config, *, spli
         run: run directory.
         config: settings for a run that is missing; one that is there is used whatever its own.
         splits: split file, made when it is missing.
+        time_limit: as for `train`. With a limit, a run that was begun is left alone: where all
+            notebooks are one session, training has just stopped because the session ends.
+
+    Raises:
+        InputError: as `train`, or the time limit came before the run was finished.
     """
     if is_finished(run):
         say(f"train: using the finished run in {run}")
@@ -496,12 +508,19 @@ def train_if_missing(data: str | Path | None, run: Path, config: Config, *, spli
         if other:
             say(f"train: it was made with other settings than the ones given here: {other}")
         return run
-    say(
-        f"train: no finished run in {run} yet: training one now, for the time that is estimated "
-        f"below; to use what notebook 03_train made instead, {how_to_attach()}"
-    )
-    split(data, splits, recipe=config.recipe, seed=config.seed)
-    return train(data, run, config, splits=splits)
+    if time_limit is None or not is_begun(run):
+        say(
+            f"train: no finished run in {run} yet: training one now, for the time that is "
+            f"estimated below; to use what notebook 03_train made instead, {how_to_attach()}"
+        )
+        split(data, splits, recipe=config.recipe, seed=config.seed)
+        train(data, run, config, splits=splits, time_limit=time_limit)
+    if not is_finished(run):
+        raise InputError(
+            f"{run}: stopped before it was finished, at the time limit; training goes on where it "
+            "was when 03_train is run again"
+        )
+    return run
 
 
 def predict(run: Path, paths: Sequence[str | Path], out: Path) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Runs that are killed, stopped or run out of room, and go on: real processes."""
 
+import dataclasses
 import os
 import resource
 import signal
@@ -15,8 +16,11 @@ from skinlesion import devices, training, workflow
 from skinlesion.config import make_config
 from skinlesion.errors import InputError
 from skinlesion.files import write_csv
+from skinlesion.metadata import load_metadata
+from skinlesion.model import WEIGHTS_URL
 from skinlesion.predictor import Predictor
-from skinlesion.runs import choose_config
+from skinlesion.runs import choose_config, require_same_run
+from skinlesion.split import read_split
 
 TIMES = ["seconds", "images_per_second"]
 
@@ -105,6 +109,17 @@ def test_a_time_limit_stops_and_the_same_call_goes_on(begun, sample, capsys):
     workflow.train(sample, run, config)
     assert Predictor.load(run).bundle.info.synthetic
     assert (run / "learning_curves.png").is_file()
+
+
+def test_a_later_notebook_does_not_go_on_past_the_time_limit(begun, sample, tmp_path, capsys):
+    run, config = begun
+    missing, splits = tmp_path / "missing", tmp_path / "splits.csv"
+    for given in (run, missing):
+        capsys.readouterr()
+        with pytest.raises(InputError, match="03_train is run again"):
+            workflow.train_if_missing(sample, given, config, splits=splits, time_limit=1e-9)
+        # The one that was begun is left to notebook 3.
+        assert ("training one now" in capsys.readouterr().out) == (given == missing)
 
 
 @pytest.fixture
@@ -232,3 +247,21 @@ def test_two_devices_train_as_one(tmp_path):
     for column in ("loss", "val_loss"):
         assert found[1][column].to_numpy() == pytest.approx(found[0][column].to_numpy(), rel=3e-3)
     assert np.isfinite(history(tmp_path / "2" / "odd")["val_loss"]).all()
+
+
+def test_the_imagenet_weights_may_come_from_elsewhere(begun, sample):
+    run, config = begun
+    table, made = load_metadata(sample), read_split(run / "splits.csv")
+    name = Path(WEIGHTS_URL).name
+    described = (run / "config.json").read_text()
+    for earlier, now in (
+        ("imagenet", f"/kaggle/input/datasets/keras/resnet50/{name}"),
+        (f"/kaggle/input/resnet50/{name}", "imagenet"),
+        ("/old/partial.h5", "/new/partial.h5"),
+    ):
+        (run / "config.json").write_text(
+            described.replace('"weights": "none"', f'"weights": "{earlier}"')
+        )
+        require_same_run(run, dataclasses.replace(config, weights=now), table, made)
+    with pytest.raises(InputError, match="begun with other settings"):
+        require_same_run(run, dataclasses.replace(config, weights="imagenet"), table, made)
