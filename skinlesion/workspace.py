@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 from packaging.requirements import Requirement
 from tqdm import tqdm
 
-from skinlesion.files import write_folder_atomically
+from skinlesion.files import write_atomically, write_folder_atomically
 
 T = TypeVar("T")
 Platform = Literal["kaggle", "colab", "laptop"]
@@ -35,7 +35,8 @@ EARLIER_OUTPUTS = ("notebooks/*/*", "datasets/*/*", "*")
 """Where Kaggle shows the output of another notebook, or a dataset made of it, new form and old."""
 
 WEIGHTS_PATTERNS = tuple(
-    f"{place}/*resnet50*notop*.h5" for place in ("datasets/*/*", "models/*/*/*/*/*", "*", "*/*/*/*")
+    f"{place}/*resnet50_*notop*.h5"
+    for place in ("datasets/*/*", "models/*/*/*/*/*", "*", "*/*/*/*")
 )
 """Where Kaggle shows an attached file of weights: of a dataset or a model, new form and old."""
 
@@ -78,7 +79,8 @@ def default_work_dir() -> Path:
 def default_images_dir(work: Path) -> Path:
     """The folder for the gathered images: in `work`, but never in a place that saves every file."""
     saved = (KAGGLE_WORKING, COLAB_DRIVE)
-    return (default_cache_dir() if any(map(work.is_relative_to, saved)) else work) / "images"
+    is_saved = any(map(work.absolute().is_relative_to, saved))
+    return (default_cache_dir() if is_saved else work) / "images"
 
 
 def default_cache_dir() -> Path:
@@ -119,14 +121,15 @@ def bring_earlier(name: str, work: Path) -> Path:
     if place.exists() or find_platform() != "kaggle":
         return place
     found = _list_input(f"{output}/{name}" for output in EARLIER_OUTPUTS)
+    # Of several runs, one that has its model before one that was interrupted.
+    found.sort(key=lambda path: not (path / "model" / "bundle.json").is_file())
     if found:
         others = f" (the first of {len(found)} that are attached)" if len(found) > 1 else ""
         say(f"{name}: taken from {found[0]}{others}")
-        place.parent.mkdir(parents=True, exist_ok=True)
         if found[0].is_dir():
             write_folder_atomically(place, lambda part: _copy_writable(found[0], part))
         else:
-            shutil.copyfile(found[0], place)
+            write_atomically(place, lambda part: shutil.copyfile(found[0], part))
     return place
 
 
@@ -182,12 +185,16 @@ def describe() -> str:
 
 
 def find_unmet_requirements() -> list[str]:
-    """What `requirements.txt` asks for and is not here, or too old: a line each."""
+    """What `requirements.txt` asks for and is not here, or too old: a line each.
+
+    Of a folder that was copied alone, without that file, nothing is known.
+    """
     try:
         # Of an installed package, or of the wheel that it is imported from.
         lines = [line for line in requires("skinlesion") or [] if "extra ==" not in line]
     except PackageNotFoundError:  # a clone
-        text = (Path(__file__).parent.parent / "requirements.txt").read_text()
+        path = Path(__file__).parent.parent / "requirements.txt"
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
         lines = [line.partition("#")[0] for line in text.splitlines()]
     problems = []
     for requirement in (Requirement(line) for line in lines if line.strip()):

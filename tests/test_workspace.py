@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,11 @@ def test_kaggle_keeps_results_and_not_images(kaggle):
     assert not default_images_dir(Path("/kaggle/working/more")).is_relative_to("/kaggle")
 
 
+def test_a_folder_named_from_inside_a_saved_one_is_saved_too(kaggle, monkeypatch, tmp_path):
+    monkeypatch.setattr(workspace, "KAGGLE_WORKING", tmp_path)
+    assert not default_images_dir(Path("results")).absolute().is_relative_to(tmp_path)
+
+
 def test_a_folder_of_ones_own_holds_the_images_too(kaggle, tmp_path):
     assert default_images_dir(tmp_path) == tmp_path / "images"
 
@@ -112,6 +118,15 @@ def test_a_file_that_an_earlier_notebook_left_is_brought(kaggle, tmp_path, capsy
     assert "the first of 2" in said
 
 
+def test_a_finished_run_is_brought_before_an_interrupted_one(kaggle, tmp_path):
+    write(kaggle / "notebooks/someone/first/runs/default/config.json", "interrupted")
+    finished = kaggle / "notebooks/someone/second/runs/default"
+    write(finished / "config.json", "finished")
+    write(finished / "model/bundle.json", "{}")
+    brought = bring_earlier("runs/default", tmp_path / "work")
+    assert (brought / "config.json").read_text() == "finished"
+
+
 def test_what_is_there_already_stays(kaggle, tmp_path):
     write(kaggle / "notebooks/someone/first/splits_default.csv", "theirs")
     mine = write(tmp_path / "work/splits_default.csv", "mine")
@@ -151,6 +166,7 @@ def test_attached_weights_are_found(kaggle, folder):
 def test_other_weights_are_left_alone(kaggle):
     write(kaggle / "datasets/a/b/vgg16_weights_notop.h5")
     write(kaggle / "datasets/a/b/resnet50_weights_with_top.h5")
+    write(kaggle / "datasets/a/b/resnet50v2_weights_tf_dim_ordering_tf_kernels_notop.h5")
     assert default_weights() is None
 
 
@@ -181,6 +197,15 @@ def test_what_is_missing_or_too_old_is_named(monkeypatch):
     too_old, missing = find_unmet_requirements()
     assert too_old.startswith("pillow>=1000 is wanted, ")
     assert missing == "no_such_package>=1 is not installed"
+
+
+def test_of_a_folder_that_was_copied_alone_nothing_is_said(monkeypatch, tmp_path):
+    def without_metadata(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(workspace, "requires", without_metadata)
+    monkeypatch.setattr(workspace, "__file__", str(write(tmp_path / "skinlesion/workspace.py")))
+    assert find_unmet_requirements() == []
 
 
 def test_programs_that_a_notebook_starts_find_the_package_of_the_clone(tmp_path):
