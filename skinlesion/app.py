@@ -1,6 +1,7 @@
 """The Gradio demo: an image in, a verdict out. Nothing on import."""
 
 import inspect
+import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -61,9 +62,12 @@ def build_app(exhibit: Exhibit) -> gr.Blocks:
     """The page, not yet launched; docs/demo.md describes its endpoints."""
     info = exhibit.predictor.bundle.info
     synthetic = f"\n\n**{SYNTHETIC_NOTE}**" if info.synthetic else ""
-    with gr.Blocks(
-        title=TITLE, analytics_enabled=False, delete_cache=KEPT, **_looks(gr.Blocks)
-    ) as app:
+    looks = {"analytics_enabled": False, "delete_cache": KEPT, **_looks(gr.Blocks)}
+    # Gradio 5.50 warns of options that 6 has moved: it is given those that it has.
+    with (
+        warnings.catch_warnings(action="ignore", category=DeprecationWarning),
+        gr.Blocks(title=TITLE, **looks) as app,
+    ):
         gr.Markdown(f"# {TITLE}\n{NOTICE}{synthetic}")
         with gr.Tab("One image"):
             _add_single(exhibit)
