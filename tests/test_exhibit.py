@@ -90,7 +90,10 @@ def test_examples_are_test_images_of_each_class(evaluated_run, predictor, sample
 def test_a_real_model_without_its_dataset_has_no_examples(evaluated_run, predictor, tmp_path):
     info = dataclasses.replace(predictor.bundle.info, synthetic=False)
     real = Predictor(dataclasses.replace(predictor.bundle, info=info))
-    assert gather_exhibit(evaluated_run, real, data=None, drawn=tmp_path).examples == ()
+    alone = shutil.copytree(evaluated_run / "model", tmp_path / "alone" / "model")
+    assert gather_exhibit(alone, real, data=None, drawn=tmp_path).examples == ()
+    # The run remembers where its dataset lies.
+    assert len(gather_exhibit(evaluated_run, real, data=None, drawn=tmp_path).examples) == 7
 
 
 def test_pictures_keep_their_proportions(pictures):
