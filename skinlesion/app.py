@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -101,7 +102,7 @@ def _add_single(exhibit: Exhibit) -> None:
         return gr.update(value=drawn, visible=drawn is not None)
 
     def pick(chosen: gr.SelectData) -> str:
-        return chosen.value["image"]["path"]
+        return _or_error(lambda: _require_uploaded(chosen.value["image"]["path"], image))
 
     with gr.Row(elem_classes="desk"):
         with gr.Column():
@@ -148,12 +149,7 @@ def _add_several(exhibit: Exhibit) -> None:
         csv = save_bytes_to_cache(content, "predictions.csv", download.GRADIO_CACHE)
         return shorten(table), thumbnails, gr.update(value=csv, visible=True)
 
-    files = gr.File(
-        label=f"Dermatoscopic images (up to {MAX_FILES})",
-        file_count="multiple",
-        height=180,
-        elem_classes="files",
-    )
+    files = _make_files(f"Dermatoscopic images (up to {MAX_FILES})", height=180)
     download = gr.DownloadButton("Download the table (CSV)", visible=False)
     table = gr.Dataframe(
         label="Results",
@@ -172,7 +168,7 @@ def _add_model(exhibit: Exhibit) -> None:
     gr.Markdown(f"Recipe `{info.recipe}`, {width} x {height} pixels.")
     with gr.Row():
         for path, title in exhibit.figures:
-            with Image.open(path) as picture:
+            with Image.open(path, formats=["PNG"]) as picture:
                 # Pixels, not the file: Gradio hands out no file from outside its own folders.
                 gr.Image(
                     np.asarray(picture.convert("RGB")),
@@ -219,7 +215,7 @@ def _add_endpoints(exhibit: Exhibit) -> None:
 
     with gr.Row(visible=False):
         image, answer, picture = _make_upload("image"), gr.JSON(), gr.Image(format="png")
-        files, button = gr.File(file_count="multiple"), gr.Button()
+        files, button = _make_files("files"), gr.Button()
     button.click(predict, image, answer, api_name="predict")
     button.click(explain, image, picture, api_name="explain")
     button.click(predict_many, files, answer, api_name="predict_many")
@@ -336,7 +332,7 @@ def _make_upload(label: str) -> gr.Image:
     """An upload that hands over the file itself, so that it is decoded as training did.
 
     Without Gradio opening it first: of a file that is no image it would tell in a long text of its
-    own, server paths included. It has checked before this step that the path is that of an upload.
+    own, server paths included.
     """
     image = gr.Image(
         label=label,
@@ -349,10 +345,42 @@ def _make_upload(label: str) -> gr.Image:
     open_first = image.preprocess
 
     def preprocess(payload: Any) -> Any:
-        return payload.path if payload is not None and payload.path else open_first(payload)
+        if payload is None or not payload.path:
+            return open_first(payload)
+        return _or_error(lambda: _require_uploaded(payload.path, image))
 
     image.preprocess = preprocess
     return image
+
+
+def _make_files(label: str, **options: Any) -> gr.File:
+    """An upload of several files, which hands over their paths."""
+    files = gr.File(label=label, file_count="multiple", elem_classes="files", **options)
+    usual = files.preprocess
+
+    def preprocess(payload: Any) -> Any:
+        if payload is None:
+            return None
+        for given in getattr(payload, "root", [payload]):
+            _or_error(partial(_require_uploaded, given.path, files))
+        return usual(payload)
+
+    files.preprocess = preprocess
+    return files
+
+
+def _require_uploaded(path: str, component: gr.components.Component) -> str:
+    """The same path, if the file lies in Gradio's folder of uploads.
+
+    Gradio checks this only where a request marks its files as files: a request can leave that out
+    and name any file of this machine.
+
+    Raises:
+        InputError: it lies elsewhere; whether there is such a file is not told.
+    """
+    if not Path(path).resolve().is_relative_to(Path(component.GRADIO_CACHE).resolve()):
+        raise InputError("not an uploaded file: upload the image first")
+    return path
 
 
 def _make_gallery(label: str, value: Any = None, **options: Any) -> gr.Gallery:

@@ -99,7 +99,7 @@ def measure_heat(heat: np.ndarray, masks: list[Path]) -> dict[str, float]:
     inside, area = [], []
     for one, path in zip(heat, masks, strict=True):
         if one.sum() > 0:
-            with Image.open(path) as file:
+            with Image.open(path, formats=["PNG"]) as file:
                 size = (one.shape[1], one.shape[0])
                 mask = (
                     np.asarray(

@@ -25,6 +25,10 @@ MAX_PIXELS = 50_000_000
 """Larger images are refused before they are decoded; HAM10000's have 270,000 pixels."""
 CHUNK = 64
 """Images that are decoded before the next ones are begun, so that memory stays bounded."""
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+"""The image formats that are opened, whatever a file is called. For EPS, Pillow would start
+Ghostscript on a stranger's program."""
+
 DECODER = "1"
 """Goes up when `decode_image` gives other pixels than before, so that no old cache is used."""
 
@@ -40,7 +44,7 @@ def decode_image(
     half the time and changes pixels by 0.4 grey levels on average.
 
     Args:
-        path: a file in any format that Pillow reads; the first frame of an animation.
+        path: a file in one of `FORMATS`; the first frame of an animation.
         image_size: (height, width) in pixels.
         resize: `bilinear`, or `nearest` as the original did.
 
@@ -51,7 +55,7 @@ def decode_image(
         InputError: the file is no image, is truncated, or has more than `MAX_PIXELS` pixels.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(
                     f"{Path(path).name}: {image.width} x {image.height} pixels are too many; "
@@ -82,7 +86,7 @@ def decode_image(
 
 def read_size(path: str | Path) -> tuple[int, int]:
     """Height and width in pixels of an image file that `decode_image` has read, once upright."""
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
         lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (image.width, image.height) if lies else (image.height, image.width)
 

@@ -297,15 +297,45 @@ def test_no_image_at_all_gets_a_clear_message(client, endpoint):
 
 
 @pytest.mark.parametrize("endpoint", ["predict", "explain", "predict_many"])
-def test_a_file_of_the_server_is_not_an_upload(demo, picture, endpoint):
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_file_of_the_server_is_not_an_upload(demo, picture, endpoint, marked, there):
     """Only what was uploaded can be asked for, not any path on the server."""
-    named = {"path": str(picture), "meta": {"_type": "gradio.FileData"}}
+    named = {"path": str(picture if there else picture.with_name("none.jpg"))}
+    if marked:  # without this mark, Gradio itself does not look where the file lies
+        named["meta"] = {"_type": "gradio.FileData"}
     call = f"{demo.local_url}gradio_api/call/{endpoint}"
     asked = {"data": [[named] if endpoint == "predict_many" else named]}
     event = httpx.post(call, json=asked).json()["event_id"]
     answer = httpx.get(f"{call}/{event}").text
     assert "event: error" in answer
     assert "probability" not in answer
+    if not marked and endpoint != "predict_many":  # Gradio refuses a list without the mark itself
+        assert "not an uploaded file" in answer
+
+
+def test_the_page_itself_shows_no_file_of_the_server(demo, picture):
+    """Requests made as the page's own browser code makes them."""
+    named = {"path": str(picture)}
+    for handler in demo.config["dependencies"]:
+        inputs = [demo.blocks[number] for number in handler["inputs"]]
+        given = [[named] if isinstance(one, gr.File) else named for one in inputs]
+        chosen = {"index": 0, "value": {"image": named, "caption": ""}, "selected": True}
+        asked = {
+            "data": given,
+            "fn_index": handler["id"],
+            "session_hash": "stranger",
+            "event_data": chosen,
+        }
+        if not handler["backend_fn"]:
+            continue
+        answer = httpx.post(f"{demo.local_url}gradio_api/queue/join", json=asked)
+        if answer.is_success and (inputs or "select" in str(handler["targets"])):
+            events = httpx.get(
+                f"{demo.local_url}gradio_api/queue/data?session_hash=stranger", timeout=60
+            ).text
+            assert "process_completed" in events
+            assert '"success": true' not in events.replace('"success":true', '"success": true')
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
 import gc
+import os
+import subprocess
+import sys
 import weakref
 
 import numpy as np
@@ -189,3 +192,26 @@ def test_images_are_given_up_with_their_dataset():
     del dataset
     gc.collect()
     assert alive() is None
+
+
+def test_postscript_is_refused_before_ghostscript_is_started(tmp_path):
+    """Pillow would start it on a stranger's program, here an endless loop."""
+    script = tmp_path / "picture.jpg"
+    script.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n{ } loop\n")
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path / 'started'}\nexit 1\n")
+    ghostscript.chmod(0o755)
+    program = (
+        "from skinlesion.input_pipeline import decode_image\n"
+        f"decode_image({str(script)!r}, image_size=(8, 8))"
+    )
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    asked = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "InputError: picture.jpg: cannot be read as an image" in asked.stderr
+    assert not (tmp_path / "started").exists()
