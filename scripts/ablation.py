@@ -16,11 +16,11 @@ import pandas as pd
 
 from skinlesion import workflow
 from skinlesion.config import make_config
-from skinlesion.evaluation import compare_predictions, compute_metrics, format_figure
+from skinlesion.data.isic import read_predictions_for
+from skinlesion.evaluation.metrics import compare_predictions, compute_metrics, format_figure
 from skinlesion.files import write_csv
-from skinlesion.isic_files import read_predictions_for
-from skinlesion.runs import read_part
-from skinlesion.workspace import default_weights
+from skinlesion.machine import default_weights
+from skinlesion.model.run import read_part
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe": {},

@@ -24,14 +24,14 @@ import pandas as pd
 from benchmark import measure, report
 from PIL import Image
 
-from skinlesion.bundle import Bundle, BundleInfo, save_bundle
-from skinlesion.errors import InputError
-from skinlesion.exports import open_onnx
-from skinlesion.foreign import fit_gate
-from skinlesion.labels import CLASS_CODES
-from skinlesion.model import build_model
-from skinlesion.predictor import Predictor
-from skinlesion.sample import make_sample
+from skinlesion.data.synthetic import make_sample
+from skinlesion.diagnoses import CLASS_CODES
+from skinlesion.evaluation.export import open_onnx
+from skinlesion.evaluation.ood import fit_gate
+from skinlesion.files import InputError
+from skinlesion.model.bundle import Bundle, BundleInfo, save_bundle
+from skinlesion.model.predictor import Predictor
+from skinlesion.model.resnet50 import build_model
 
 Way = Callable[[], np.ndarray]
 RATIOS = {

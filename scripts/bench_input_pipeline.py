@@ -21,9 +21,9 @@ import tensorflow as tf
 from benchmark import measure, report
 from PIL import Image
 
-from skinlesion.augmentation import make_augmentation
-from skinlesion.input_pipeline import load_images, make_dataset
-from skinlesion.sample import make_sample
+from skinlesion.data.images import load_images, make_dataset
+from skinlesion.data.synthetic import make_sample
+from skinlesion.model.augmentation import make_augmentation
 
 SIZE, BATCH = (224, 224), 32
 COUNT = 600

@@ -14,11 +14,11 @@ import numpy as np
 import tensorflow as tf
 from benchmark import measure, report
 
-from skinlesion.augmentation import make_augmentation
 from skinlesion.config import make_config
-from skinlesion.input_pipeline import draw_order, make_dataset
-from skinlesion.model import build_model, unfreeze
-from skinlesion.training import Phase, Trainer, compile_trainer
+from skinlesion.data.images import draw_order, make_dataset
+from skinlesion.model.augmentation import make_augmentation
+from skinlesion.model.resnet50 import build_model, unfreeze
+from skinlesion.model.train import Phase, Trainer, compile_trainer
 
 
 def main() -> None:

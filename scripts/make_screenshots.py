@@ -15,7 +15,7 @@ from environment import ROOT
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from skinlesion import app
+from skinlesion.demo import app
 from skinlesion.files import read_json
 
 EXAMPLE = "Melanoma"

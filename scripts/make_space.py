@@ -20,11 +20,11 @@ import yaml
 from environment import ROOT
 from packaging.version import Version
 
-from skinlesion.app import SAFE_TO_SHARE, TITLE
-from skinlesion.bundle import find_bundle, load_bundle
-from skinlesion.errors import InputError
-from skinlesion.exhibit import FIGURES
-from skinlesion.labels import DISCLAIMER, SYNTHETIC_NOTE
+from skinlesion.demo.app import SAFE_TO_SHARE, TITLE
+from skinlesion.demo.exhibit import FIGURES
+from skinlesion.diagnoses import DISCLAIMER, SYNTHETIC_NOTE
+from skinlesion.files import InputError
+from skinlesion.model.bundle import find_bundle, load_bundle
 
 NOT_NEEDED = ("jupyter", "kagglehub", "tensorboard", "gradio")
 """Requirements of notebooks and training; and Gradio, whose version the header names."""
@@ -34,7 +34,7 @@ APP = '''\
 import os
 from pathlib import Path
 
-from skinlesion.app import serve
+from skinlesion.demo.app import serve
 
 serve(
     Path(__file__).parent / "run",

@@ -23,11 +23,11 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 from scipy.stats import binomtest
 
+from skinlesion.data.metadata import load_metadata
+from skinlesion.data.split import join_split, read_split
+from skinlesion.evaluation.ood import is_foreign
 from skinlesion.files import write_csv
-from skinlesion.foreign import is_foreign
-from skinlesion.metadata import load_metadata
-from skinlesion.predictor import Predictor
-from skinlesion.split import join_split, read_split
+from skinlesion.model.predictor import Predictor
 
 PARTS = ("development", "final")
 DRAWN = 100

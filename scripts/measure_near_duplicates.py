@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from skinlesion.metadata import load_metadata
-from skinlesion.model import compute_features
-from skinlesion.near_duplicates import MIN_AGREEMENT, NEIGHBOURS, Shot, compare_shots
+from skinlesion.data.metadata import load_metadata
+from skinlesion.data.near_duplicates import MIN_AGREEMENT, NEIGHBOURS, Shot, compare_shots
+from skinlesion.model.resnet50 import compute_features
 
 VERIFIED, RANDOM = 600, 4000
 

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageFilter
 
-from skinlesion.dataset import list_images
-from skinlesion.predictor import Predictor
-from skinlesion.quality import find_problems
-from skinlesion.runs import read_part
+from skinlesion.data.ham10000 import list_images
+from skinlesion.evaluation.quality import find_problems
+from skinlesion.model.predictor import Predictor
+from skinlesion.model.run import read_part
 
 PROBLEMS = ("blurred", "pale", "dark", "bright", "small")
 

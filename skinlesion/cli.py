@@ -13,9 +13,9 @@ from typing import Any
 
 from skinlesion import __version__
 from skinlesion.config import RECIPES
-from skinlesion.errors import InputError
-from skinlesion.labels import DISCLAIMER
-from skinlesion.workspace import default_weights
+from skinlesion.diagnoses import DISCLAIMER
+from skinlesion.files import InputError
+from skinlesion.machine import default_weights
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -102,7 +102,7 @@ def _step(module: str, name: str) -> Callable[..., None]:
 
 
 def _sample(out: Path, images_per_class: int, seed: int) -> None:
-    from skinlesion.sample import make_sample
+    from skinlesion.data.synthetic import make_sample
 
     make_sample(out, images_per_class=images_per_class, seed=seed)
     print(f"sample: synthetic dataset in {out}")
@@ -181,7 +181,7 @@ def _train(
     **options: Any,
 ) -> None:
     from skinlesion import workflow
-    from skinlesion.runs import choose_config, is_begun
+    from skinlesion.model.run import choose_config, is_begun
 
     if not (options["weights"] or is_begun(run)):
         options["weights"] = default_weights()
@@ -231,7 +231,7 @@ def _evaluate(
     metadata: Path | None,
     out: Path | None,
 ) -> None:
-    from skinlesion import assessment
+    from skinlesion.evaluation import evaluate as assessment
 
     if (images is None) != (truth is None):
         raise InputError("--images and --truth belong together: name both or none")
@@ -272,7 +272,7 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--truth", type=Path, required=True, metavar="CSV", help="one 1.0 a row")
     _add_metadata(parser)
     _add_out(parser, "DIR", "folder to fill")
-    parser.set_defaults(run_command=_step("assessment", "score"))
+    parser.set_defaults(run_command=_step("evaluation.evaluate", "score"))
 
 
 def _add_compare(commands: argparse._SubParsersAction) -> None:
@@ -280,7 +280,7 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("run_a", type=Path, metavar="RUN_A")
     parser.add_argument("run_b", type=Path, metavar="RUN_B")
     _add_out(parser, "DIR", "folder to fill")
-    parser.set_defaults(run_command=_step("assessment", "compare"))
+    parser.set_defaults(run_command=_step("evaluation.evaluate", "compare"))
 
 
 def _predict(run: Path, paths: list[str], out: Path) -> None:
@@ -300,7 +300,7 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
 
 
 def _export(run: Path, format: Any, out: Path, images: list[Path]) -> None:
-    from skinlesion.exports import export
+    from skinlesion.evaluation.export import export
 
     export(run, format, out, images=images)
     print(DISCLAIMER)
@@ -334,7 +334,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--port", type=_positive, default=7860, metavar="N", help="default: 7860")
     parser.add_argument("--share", action="store_true", help="a public link through Gradio")
     parser.add_argument("--auth", type=_auth, metavar="USER:PASSWORD", help="ask for a login")
-    parser.set_defaults(run_command=_step("app", "serve"))
+    parser.set_defaults(run_command=_step("demo.app", "serve"))
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from skinlesion.errors import InputError
+from skinlesion.files import InputError
 
 Split = Literal["grouped", "original"]
 Resize = Literal["bilinear", "nearest"]

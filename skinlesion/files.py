@@ -1,4 +1,4 @@
-"""Write files so that each is whole or not there."""
+"""Files that are whole or not there, and the one error that means bad input."""
 
 import contextlib
 import json
@@ -11,7 +11,20 @@ from typing import Any
 
 import pandas as pd
 
-from skinlesion.errors import InputError
+
+class InputError(ValueError):
+    """Bad input from the user: one line that says what is wrong, where, and what to do about it."""
+
+
+def name_some(names: list[str], *, shown: int = 5) -> str:
+    """Join the first few names for an error message, and count the rest.
+
+    Args:
+        names: what to name, in the order to show.
+        shown: how many are spelled out.
+    """
+    rest = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:

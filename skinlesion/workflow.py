@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from skinlesion import foreign
-from skinlesion.calibration import fit_calibration
 from skinlesion.config import Config, differences, make_config
-from skinlesion.dataset import (
+from skinlesion.data.ham10000 import (
     METADATA_NAME,
     GatherReport,
     find_dataset,
@@ -29,15 +27,28 @@ from skinlesion.dataset import (
     is_sample,
     list_images,
 )
-from skinlesion.errors import InputError, name_some
-from skinlesion.files import write_csv, write_json
-from skinlesion.input_pipeline import find_unreadable, load_images
-from skinlesion.isic_files import write_predictions
-from skinlesion.labels import CLASS_CODES, SYNTHETIC_NOTE
-from skinlesion.metadata import load_metadata, read_metadata
-from skinlesion.near_duplicates import read_near_duplicates
-from skinlesion.quality import fit_limits, measure_quality
-from skinlesion.runs import (
+from skinlesion.data.images import find_unreadable, load_images
+from skinlesion.data.isic import write_predictions
+from skinlesion.data.metadata import load_metadata, read_metadata
+from skinlesion.data.near_duplicates import read_near_duplicates
+from skinlesion.data.split import (
+    Audit,
+    audit_split,
+    count_by_class,
+    join_split,
+    make_split,
+    merge_lesions,
+    read_any_split,
+    read_split,
+    take_limited,
+)
+from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
+from skinlesion.evaluation import ood as foreign
+from skinlesion.evaluation.calibration import fit_calibration
+from skinlesion.evaluation.quality import fit_limits, measure_quality
+from skinlesion.files import InputError, name_some, write_csv, write_json
+from skinlesion.machine import default_cache_dir, how_to_attach, is_watched, say
+from skinlesion.model.run import (
     describe_run,
     is_begun,
     is_finished,
@@ -49,23 +60,11 @@ from skinlesion.runs import (
     require_same_run,
     require_same_weights,
 )
-from skinlesion.split import (
-    Audit,
-    audit_split,
-    count_by_class,
-    join_split,
-    make_split,
-    merge_lesions,
-    read_any_split,
-    read_split,
-    take_limited,
-)
-from skinlesion.workspace import default_cache_dir, how_to_attach, is_watched, say
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from skinlesion.model import LoadedWeights
+    from skinlesion.model.resnet50 import LoadedWeights
 
 
 def copy(data: str | Path | None, out: Path) -> GatherReport:
@@ -242,8 +241,8 @@ def find_near_duplicates(data: str | Path | None, out: Path, *, weights: str) ->
     Raises:
         InputError: OpenCV is missing, or the weights cannot be used.
     """
-    from skinlesion import near_duplicates
-    from skinlesion.model import compute_features
+    from skinlesion.data import near_duplicates
+    from skinlesion.model.resnet50 import compute_features
 
     near_duplicates.require_opencv()
     table = load_metadata(find_dataset(data))
@@ -304,7 +303,8 @@ def train(
     if synthetic:
         say(SYNTHETIC_NOTE)
 
-    from skinlesion import devices, training
+    from skinlesion.model import devices
+    from skinlesion.model import train as training
 
     training.seed_everything(config)
     # A run that goes on keeps the precision of its checkpoints, also on another device.
@@ -376,9 +376,10 @@ def _fit(
     synthetic: bool,
 ) -> None:
     """Train by the method of the settings. Raises: as `training.fit`."""
-    from skinlesion import plots, training
-    from skinlesion.checkpoints import Checkpoints
-    from skinlesion.regression import fit_regression
+    from skinlesion.evaluation import plots
+    from skinlesion.model import train as training
+    from skinlesion.model.checkpoints import Checkpoints
+    from skinlesion.model.linear_probe import fit_regression
 
     def draw(history: pd.DataFrame) -> None:
         figure = plots.plot_learning_curves(history)[0].figure
@@ -425,10 +426,10 @@ def _finish(
     synthetic: bool,
 ) -> None:
     """Predict the validation images, fit on them what prediction needs, and write the bundle."""
-    from skinlesion.bundle import Bundle, BundleInfo, save_bundle
-    from skinlesion.checkpoints import Checkpoints
-    from skinlesion.model import top_stage_of
-    from skinlesion.predictor import Predictor
+    from skinlesion.model.bundle import Bundle, BundleInfo, save_bundle
+    from skinlesion.model.checkpoints import Checkpoints
+    from skinlesion.model.predictor import Predictor
+    from skinlesion.model.resnet50 import top_stage_of
 
     info = BundleInfo(
         labels=CLASS_CODES,
@@ -466,8 +467,8 @@ def fit_gate(run: Path, data: str | Path | None = None) -> foreign.ForeignGate:
         run: a finished run directory.
         data: the dataset it was trained on; None looks for it as `copy` does.
     """
-    from skinlesion.bundle import save_gate
-    from skinlesion.predictor import Predictor
+    from skinlesion.model.bundle import save_gate
+    from skinlesion.model.predictor import Predictor
 
     table = load_metadata(find_dataset(data or recall_dataset(run)))
     require_same_dataset(run, table)
@@ -532,7 +533,7 @@ def predict(run: Path, paths: Sequence[str | Path], out: Path) -> pd.DataFrame:
     Raises:
         InputError: nothing to predict, a file that is no image, or two files of one name.
     """
-    from skinlesion.predictor import Predictor
+    from skinlesion.model.predictor import Predictor
 
     files = _list_files(paths)
     predictor = Predictor.load(run)
@@ -555,7 +556,7 @@ def predict(run: Path, paths: Sequence[str | Path], out: Path) -> pd.DataFrame:
 def _build_model(
     config: Config, precision: str, *, may_do_without_weights: bool = False
 ) -> tuple[Any, "LoadedWeights"]:
-    from skinlesion.model import WeightsUnavailableError, build_model
+    from skinlesion.model.resnet50 import WeightsUnavailableError, build_model
 
     try:
         return build_model(

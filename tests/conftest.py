@@ -15,10 +15,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from skinlesion import assessment, workflow
+from skinlesion import workflow
 from skinlesion.config import Config, make_config
-from skinlesion.labels import CLASS_CODES
-from skinlesion.sample import make_sample
+from skinlesion.data.synthetic import make_sample
+from skinlesion.diagnoses import CLASS_CODES
+from skinlesion.evaluation import evaluate as assessment
 
 REAL_DATA = os.environ.get("HAM10000_DIR")
 REAL_WEIGHTS = os.environ.get("SKINLESION_WEIGHTS")

@@ -21,14 +21,13 @@ from gradio_client.exceptions import AppError
 from nbclient import NotebookClient
 from PIL import Image
 
-from skinlesion import app
-from skinlesion.calibration import apply_temperature
-from skinlesion.errors import InputError
-from skinlesion.exhibit import SHOWN_SIZE
-from skinlesion.files import read_json
-from skinlesion.isic_files import read_predictions
-from skinlesion.labels import CLASS_CODES, CLASS_NAMES, DISCLAIMER, SYNTHETIC_NOTE
-from skinlesion.predictor import Predictor
+from skinlesion.data.isic import read_predictions
+from skinlesion.demo import app
+from skinlesion.demo.exhibit import SHOWN_SIZE
+from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, DISCLAIMER, SYNTHETIC_NOTE
+from skinlesion.evaluation.calibration import apply_temperature
+from skinlesion.files import InputError, read_json
+from skinlesion.model.predictor import Predictor
 from skinlesion.workflow import predict
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
@@ -134,7 +133,7 @@ def in_a_notebook(run, path):
     cells = nbformat.read(NOTEBOOKS / "05_gradio_demo.ipynb", as_version=4).cells
     (cell,) = [cell for cell in cells if "verdict = judge_image(" in cell.source]
     before = (
-        "from pathlib import Path\nfrom skinlesion.dataset import is_sample\n"
+        "from pathlib import Path\nfrom skinlesion.data.ham10000 import is_sample\n"
         f"run, images, image = Path({str(run)!r}), Path({str(path.parent)!r}), {str(path)!r}"
     )
     after = "{one.code: one.probability for one in verdict.candidates}"
@@ -434,7 +433,7 @@ def test_the_command_serves_until_it_is_stopped(evaluated_run):
 
 
 def test_importing_the_module_starts_nothing():
-    code = "import skinlesion.app, threading; print(threading.active_count())"
+    code = "import skinlesion.demo.app, threading; print(threading.active_count())"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(shown.stdout) <= 2
     assert Path(app.__file__).name == "app.py"

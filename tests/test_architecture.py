@@ -11,44 +11,43 @@ PACKAGE = Path(__file__).parent.parent / "skinlesion"
 
 # The list in the README, from top to bottom: a file imports only from files above it.
 ORDER = [
-    "errors",
     "files",
-    "labels",
+    "diagnoses",
     "config",
-    "workspace",
-    "cache",
-    "downloads",
-    "dataset",
-    "metadata",
-    "sample",
-    "split",
-    "input_pipeline",
-    "near_duplicates",
-    "augmentation",
-    "model",
-    "devices",
-    "checkpoints",
-    "training",
-    "regression",
-    "isic_files",
-    "evaluation",
-    "calibration",
-    "foreign",
-    "quality",
-    "explanation",
-    "plots",
-    "bundle",
-    "exports",
-    "predictor",
-    "report",
-    "runs",
-    "model_card",
+    "machine",
+    "data.cache",
+    "data.download",
+    "data.ham10000",
+    "data.metadata",
+    "data.synthetic",
+    "data.split",
+    "data.images",
+    "data.near_duplicates",
+    "model.augmentation",
+    "model.resnet50",
+    "model.devices",
+    "model.checkpoints",
+    "model.train",
+    "model.linear_probe",
+    "data.isic",
+    "evaluation.metrics",
+    "evaluation.calibration",
+    "evaluation.ood",
+    "evaluation.quality",
+    "evaluation.gradcam",
+    "evaluation.plots",
+    "model.bundle",
+    "evaluation.export",
+    "model.predictor",
+    "evaluation.report",
+    "model.run",
+    "evaluation.model_card",
     "workflow",
-    "assessment",
-    "verdict",
-    "exhibit",
-    "page",
-    "app",
+    "evaluation.evaluate",
+    "demo.result",
+    "demo.exhibit",
+    "demo.page",
+    "demo.app",
     "cli",
     "__main__",
 ]
@@ -61,27 +60,28 @@ def imported_modules(path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom) and node.module == "skinlesion":
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("skinlesion."):
-            names.add(node.module.split(".")[1])
+            names.add(node.module.removeprefix("skinlesion."))
+            names |= {f"{node.module}.{a.name}".removeprefix("skinlesion.") for a in node.names}
         elif isinstance(node, ast.Import):
-            names |= {a.name.split(".")[1] for a in node.names if a.name.startswith("skinlesion.")}
+            names |= {a.name.removeprefix("skinlesion.") for a in node.names}
     return names & set(ORDER)
 
 
 def test_every_module_has_its_place_in_the_order():
-    assert sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__") == sorted(
-        ORDER
-    )
+    files = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")]
+    found = [".".join(path.with_suffix("").parts) for path in files if path.stem != "__init__"]
+    assert sorted(found) == sorted(ORDER)
 
 
 @pytest.mark.parametrize("name", ORDER)
 def test_a_module_imports_only_from_those_above_it(name):
     above = set(ORDER[: ORDER.index(name)])
-    assert imported_modules(PACKAGE / f"{name}.py") <= above
+    assert imported_modules(PACKAGE / f"{name.replace('.', '/')}.py") <= above
 
 
 @pytest.mark.parametrize(
     "module",
-    ["skinlesion", "skinlesion.cli", "skinlesion.workflow", "skinlesion.assessment"],
+    ["skinlesion", "skinlesion.cli", "skinlesion.workflow", "skinlesion.evaluation.evaluate"],
 )
 def test_import_is_light(module):
     code = f"import sys, {module}; print(*sys.modules)"

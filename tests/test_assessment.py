@@ -7,16 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skinlesion import assessment, workflow
-from skinlesion.calibration import apply_temperature
+from skinlesion import workflow
 from skinlesion.config import make_config
-from skinlesion.errors import InputError
-from skinlesion.input_pipeline import load_images
-from skinlesion.isic_files import read_predictions, write_predictions
-from skinlesion.labels import CLASS_CODES, LABEL_OF, SYNTHETIC_NOTE
-from skinlesion.metadata import load_metadata
-from skinlesion.predictor import Predictor
-from skinlesion.split import read_split
+from skinlesion.data.images import load_images
+from skinlesion.data.isic import read_predictions, write_predictions
+from skinlesion.data.metadata import load_metadata
+from skinlesion.data.split import read_split
+from skinlesion.diagnoses import CLASS_CODES, LABEL_OF, SYNTHETIC_NOTE
+from skinlesion.evaluation import evaluate as assessment
+from skinlesion.evaluation.calibration import apply_temperature
+from skinlesion.files import InputError
+from skinlesion.model.predictor import Predictor
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from skinlesion.augmentation import (
+from skinlesion.model.augmentation import (
     Mixing,
     RandomAffine,
     RandomFlipAndTurn,

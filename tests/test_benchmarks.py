@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skinlesion.exports import FORMS
+from skinlesion.evaluation.export import FORMS
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-from skinlesion import app, page
+from skinlesion.demo import app, page
+from skinlesion.demo.result import FOREIGN, find_operating_point, format_share, judge_image
+from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, DISCLAIMER
 from skinlesion.files import read_json
-from skinlesion.labels import CLASS_CODES, CLASS_NAMES, DISCLAIMER
-from skinlesion.predictor import Predictor
-from skinlesion.verdict import FOREIGN, find_operating_point, format_share, judge_image
+from skinlesion.model.predictor import Predictor
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(

@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from skinlesion.bundle import find_bundle, load_bundle, save_bundle
-from skinlesion.errors import InputError
+from skinlesion.files import InputError
+from skinlesion.model.bundle import find_bundle, load_bundle, save_bundle
 
 
 def test_run_and_bundle_are_both_accepted(trained_run):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skinlesion.cache import KEPT_DAYS, make_array, make_key
-from skinlesion.errors import InputError
-from skinlesion.input_pipeline import load_images, make_dataset
+from skinlesion.data.cache import KEPT_DAYS, make_array, make_key
+from skinlesion.data.images import load_images, make_dataset
+from skinlesion.files import InputError
 
 
 def make(folder, key="a" * 64, *, budget=0, made=None):
@@ -69,7 +69,7 @@ TWO = """
 import sys
 import numpy as np
 from pathlib import Path
-from skinlesion.cache import make_array
+from skinlesion.data.cache import make_array
 make_array((4,), int, [np.arange(4)], key="a" * 64, folder=Path(sys.argv[1]), budget=0)
 """
 
@@ -140,7 +140,7 @@ def test_a_full_disk_is_an_input_error_and_leaves_nothing(tmp_path):
     code = f"""
 import numpy as np
 from pathlib import Path
-from skinlesion.cache import make_array
+from skinlesion.data.cache import make_array
 chunks = (np.zeros((1, 1000), np.uint8) for _ in range(1000))
 make_array((1000, 1000), np.uint8, chunks, key="a" * 64, folder=Path({str(tmp_path)!r}), budget=0)
 """
@@ -161,7 +161,7 @@ def anonymous_memory_of(paths, cache):
     code = f"""
 import sys, numpy as np
 from pathlib import Path
-from skinlesion.input_pipeline import draw_order, load_images, make_dataset
+from skinlesion.data.images import draw_order, load_images, make_dataset
 
 def anonymous():
     status = Path("/proc/self/status").read_text()

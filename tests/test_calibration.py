@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from skinlesion.calibration import (
+from skinlesion.evaluation.calibration import (
     Calibration,
     apply_temperature,
     calibration_from_dict,
@@ -16,8 +16,8 @@ from skinlesion.calibration import (
     make_prediction_sets,
     sum_malignant,
 )
-from skinlesion.errors import InputError
-from skinlesion.evaluation import draw_weights
+from skinlesion.evaluation.metrics import draw_weights
+from skinlesion.files import InputError
 
 
 def simulate(count, *, temperature, seed):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from skinlesion.config import RECIPES, config_from_dict, differences, make_config
-from skinlesion.errors import InputError
+from skinlesion.files import InputError
 
 
 def test_original_is_to_the_letter():

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from skinlesion import dataset
-from skinlesion.dataset import (
+from skinlesion.data import ham10000 as dataset
+from skinlesion.data.ham10000 import (
     GatherReport,
     find_dataset,
     find_gathered,
@@ -14,8 +14,8 @@ from skinlesion.dataset import (
     is_sample,
     list_images,
 )
-from skinlesion.errors import InputError
-from skinlesion.workspace import default_images_dir
+from skinlesion.files import InputError
+from skinlesion.machine import default_images_dir
 
 
 def test_an_explicit_path_wins(flat_data, tmp_path, monkeypatch):

@@ -10,11 +10,11 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 import keras
-from skinlesion.augmentation import Mixing, make_augmentation
-from skinlesion.checkpoints import Checkpoints
+from skinlesion.model.augmentation import Mixing, make_augmentation
+from skinlesion.model.checkpoints import Checkpoints
 from skinlesion.config import make_config
-from skinlesion.input_pipeline import make_dataset
-from skinlesion.training import Phase, Trainer, _fit_epoch, _seed_epoch, compile_trainer
+from skinlesion.data.images import make_dataset
+from skinlesion.model.train import Phase, Trainer, _fit_epoch, _seed_epoch, compile_trainer
 
 rng = np.random.default_rng(0)
 images, labels = rng.integers(0, 256, (16, 32, 32, 3), np.uint8), rng.integers(0, 7, 16)

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from skinlesion import dataset, downloads, workspace
-from skinlesion.dataset import find_dataset, list_images
-from skinlesion.downloads import download_dataset
-from skinlesion.errors import InputError
+from skinlesion import machine as workspace
+from skinlesion.data import download as downloads
+from skinlesion.data import ham10000 as dataset
+from skinlesion.data.download import download_dataset
+from skinlesion.data.ham10000 import find_dataset, list_images
+from skinlesion.files import InputError
 
 LIST = "/api/datasets/:persistentId/?persistentId=doi:10.7910/DVN/DBW86T"
 PART_1, PART_2, METADATA = "/storage/1", "/storage/2", "/storage/3"

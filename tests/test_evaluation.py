@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from skinlesion.errors import InputError
-from skinlesion.evaluation import (
+from skinlesion.diagnoses import CLASS_CODES
+from skinlesion.evaluation.metrics import (
     MALIGNANT,
     compare_predictions,
     compute_classification_report,
@@ -17,7 +17,7 @@ from skinlesion.evaluation import (
     format_figure,
     metrics_table,
 )
-from skinlesion.labels import CLASS_CODES
+from skinlesion.files import InputError
 
 
 def certain(labels):

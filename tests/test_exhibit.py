@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skinlesion.errors import InputError
-from skinlesion.exhibit import (
+from skinlesion.demo.exhibit import (
     FIGURES,
     NOT_EVALUATED,
     SHOWN_SIZE,
@@ -20,8 +19,9 @@ from skinlesion.exhibit import (
     shorten,
     tabulate,
 )
-from skinlesion.labels import CLASS_CODES, CLASS_NAMES, DISCLAIMER
-from skinlesion.predictor import Predictor
+from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, DISCLAIMER
+from skinlesion.files import InputError
+from skinlesion.model.predictor import Predictor
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skinlesion.errors import InputError
-from skinlesion.explanation import compute_grad_cam, measure_heat, overlay_heat
-from skinlesion.model import build_model
+from skinlesion.evaluation.gradcam import compute_grad_cam, measure_heat, overlay_heat
+from skinlesion.files import InputError
+from skinlesion.model.resnet50 import build_model
 
 
 @pytest.fixture(scope="module")

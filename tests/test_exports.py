@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skinlesion import exports
-from skinlesion.bundle import Bundle, BundleInfo, load_bundle, save_bundle
 from skinlesion.cli import main
-from skinlesion.errors import InputError
-from skinlesion.exports import FORMS, export, generate_images
-from skinlesion.labels import CLASS_CODES, DISCLAIMER
-from skinlesion.model import build_model
-from skinlesion.predictor import Predictor
+from skinlesion.diagnoses import CLASS_CODES, DISCLAIMER
+from skinlesion.evaluation import export as exports
+from skinlesion.evaluation.export import FORMS, export, generate_images
+from skinlesion.files import InputError
+from skinlesion.model.bundle import Bundle, BundleInfo, load_bundle, save_bundle
+from skinlesion.model.predictor import Predictor
+from skinlesion.model.resnet50 import build_model
 
 HEIGHT, WIDTH = 48, 32
 

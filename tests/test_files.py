@@ -2,8 +2,7 @@ import json
 
 import pytest
 
-from skinlesion.errors import InputError
-from skinlesion.files import read_json, write_atomically, write_json
+from skinlesion.files import InputError, read_json, write_atomically, write_json
 
 
 def test_nan_is_written_as_null(tmp_path):

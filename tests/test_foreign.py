@@ -9,16 +9,23 @@ import pytest
 from conftest import REAL_DATA, REAL_WEIGHTS, needs_real_data, needs_real_weights
 from PIL import Image
 
-from skinlesion import assessment, workflow
-from skinlesion.bundle import load_bundle, save_bundle
+from skinlesion import workflow
 from skinlesion.config import make_config
-from skinlesion.dataset import list_images
-from skinlesion.errors import InputError
-from skinlesion.exports import generate_images
-from skinlesion.foreign import ForeignGate, compute_distances, fit_gate, gate_from, is_foreign
-from skinlesion.model import split_model
-from skinlesion.predictor import Prediction, Predictor
-from skinlesion.split import read_split
+from skinlesion.data.ham10000 import list_images
+from skinlesion.data.split import read_split
+from skinlesion.evaluation import evaluate as assessment
+from skinlesion.evaluation.export import generate_images
+from skinlesion.evaluation.ood import (
+    ForeignGate,
+    compute_distances,
+    fit_gate,
+    gate_from,
+    is_foreign,
+)
+from skinlesion.files import InputError
+from skinlesion.model.bundle import load_bundle, save_bundle
+from skinlesion.model.predictor import Prediction, Predictor
+from skinlesion.model.resnet50 import split_model
 
 
 def make_gate(**changes):

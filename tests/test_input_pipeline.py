@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skinlesion.errors import InputError
-from skinlesion.input_pipeline import decode_image, draw_order, load_images, make_dataset
+from skinlesion.data.images import decode_image, draw_order, load_images, make_dataset
+from skinlesion.files import InputError
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 
@@ -202,7 +202,7 @@ def test_postscript_is_refused_before_ghostscript_is_started(tmp_path):
     ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path / 'started'}\nexit 1\n")
     ghostscript.chmod(0o755)
     program = (
-        "from skinlesion.input_pipeline import decode_image\n"
+        "from skinlesion.data.images import decode_image\n"
         f"decode_image({str(script)!r}, image_size=(8, 8))"
     )
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"

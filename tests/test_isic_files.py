@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skinlesion.errors import InputError
-from skinlesion.isic_files import (
+from skinlesion.data.isic import (
     read_predictions,
     read_predictions_for,
     read_truth,
     write_predictions,
 )
+from skinlesion.files import InputError
 
 
 @pytest.fixture

@@ -15,11 +15,10 @@ from make_space import SAFE_TO_SHARE, list_requirements, make_space
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from skinlesion.errors import InputError
-from skinlesion.files import read_json
-from skinlesion.labels import DISCLAIMER, SYNTHETIC_NOTE
-from skinlesion.predictor import Predictor
-from skinlesion.verdict import find_operating_point, judge_image
+from skinlesion.demo.result import find_operating_point, judge_image
+from skinlesion.diagnoses import DISCLAIMER, SYNTHETIC_NOTE
+from skinlesion.files import InputError, read_json
+from skinlesion.model.predictor import Predictor
 
 pytestmark = pytest.mark.skipif(
     Version(gradio.__version__) < SAFE_TO_SHARE, reason="a Space is not made with this Gradio"

@@ -1,9 +1,9 @@
 import pandas as pd
 import pytest
 
-from skinlesion.errors import InputError
-from skinlesion.labels import CLASS_CODES
-from skinlesion.metadata import dataset_fingerprint, load_metadata
+from skinlesion.data.metadata import dataset_fingerprint, load_metadata
+from skinlesion.diagnoses import CLASS_CODES
+from skinlesion.files import InputError
 
 
 def edit(data, change):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from conftest import REAL_WEIGHTS, needs_real_weights
 
-from skinlesion.errors import InputError
-from skinlesion.model import (
+from skinlesion.files import InputError
+from skinlesion.model.resnet50 import (
     BACKBONE_NAME,
     WeightsUnavailableError,
     build_backbone,

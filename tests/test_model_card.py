@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from huggingface_hub import ModelCard
 
-from skinlesion import assessment
-from skinlesion.errors import InputError
-from skinlesion.evaluation import format_figure
-from skinlesion.labels import CLASS_CODES, DISCLAIMER, SYNTHETIC_NOTE
-from skinlesion.model_card import GATE, LEAST_CASES, NO_GATE, OVERALL, make_model_card
-from skinlesion.near_duplicates import read_near_duplicates
-from skinlesion.split import SPLITS, read_split
+from skinlesion.data.near_duplicates import read_near_duplicates
+from skinlesion.data.split import SPLITS, read_split
+from skinlesion.diagnoses import CLASS_CODES, DISCLAIMER, SYNTHETIC_NOTE
+from skinlesion.evaluation import evaluate as assessment
+from skinlesion.evaluation.metrics import format_figure
+from skinlesion.evaluation.model_card import GATE, LEAST_CASES, NO_GATE, OVERALL, make_model_card
+from skinlesion.files import InputError
 
 
 @pytest.fixture(scope="module")

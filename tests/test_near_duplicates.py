@@ -8,10 +8,9 @@ import pytest
 from conftest import REAL_DATA, needs_real_data
 from PIL import Image, ImageDraw
 
-from skinlesion.dataset import list_images
-from skinlesion.errors import InputError
-from skinlesion.metadata import load_metadata
-from skinlesion.near_duplicates import (
+from skinlesion.data.ham10000 import list_images
+from skinlesion.data.metadata import load_metadata
+from skinlesion.data.near_duplicates import (
     MIN_AGREEMENT,
     Shot,
     compare_shots,
@@ -19,6 +18,7 @@ from skinlesion.near_duplicates import (
     propose_pairs,
     read_near_duplicates,
 )
+from skinlesion.files import InputError
 
 pytest.importorskip("cv2", reason="OpenCV is not installed: pip install opencv-python-headless")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skinlesion import assessment
-from skinlesion.isic_files import write_predictions
-from skinlesion.labels import CLASS_CODES
+from skinlesion.data.isic import write_predictions
+from skinlesion.diagnoses import CLASS_CODES
+from skinlesion.evaluation import evaluate as assessment
 
 SCORER = Path(__file__).parent.parent / ".venv-scorer" / "bin" / "isic-challenge-scoring"
 

@@ -12,7 +12,7 @@ import pytest
 import sandbox
 from conftest import REAL_DATA, REAL_WEIGHTS, needs_real_data, needs_real_weights
 
-from skinlesion.dataset import METADATA_NAME
+from skinlesion.data.ham10000 import METADATA_NAME
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["01_copy_images", "02_split_metadata", "03_train", "04_evaluate", "05_gradio_demo"]

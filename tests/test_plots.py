@@ -5,9 +5,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from skinlesion import plots
-from skinlesion.evaluation import compute_metrics
-from skinlesion.labels import CLASS_CODES, SYNTHETIC_NOTE
+from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
+from skinlesion.evaluation import plots
+from skinlesion.evaluation.metrics import compute_metrics
 
 
 @pytest.fixture(autouse=True)

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from skinlesion.errors import InputError
-from skinlesion.quality import (
+from skinlesion.evaluation.quality import (
     QualityLimits,
     find_problems,
     fit_limits,
     limits_from,
     measure_quality,
 )
+from skinlesion.files import InputError
 
 LOOSE = QualityLimits(sharpness=0.0, contrast=0.0, darkest=0.0, brightest=1.0)
 LARGE = (450, 600)

@@ -5,9 +5,10 @@ import json
 import pytest
 from conftest import REAL_DATA, REAL_WEIGHTS, needs_real_data, needs_real_weights
 
-from skinlesion import assessment, workflow
+from skinlesion import workflow
 from skinlesion.config import make_config
-from skinlesion.metadata import load_metadata
+from skinlesion.data.metadata import load_metadata
+from skinlesion.evaluation import evaluate as assessment
 
 pytestmark = [needs_real_data, needs_real_weights]
 

@@ -12,15 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skinlesion import devices, training, workflow
+from skinlesion import workflow
 from skinlesion.config import make_config
-from skinlesion.errors import InputError
-from skinlesion.files import write_csv
-from skinlesion.metadata import load_metadata
-from skinlesion.model import WEIGHTS_URL
-from skinlesion.predictor import Predictor
-from skinlesion.runs import choose_config, require_same_run
-from skinlesion.split import read_split
+from skinlesion.data.metadata import load_metadata
+from skinlesion.data.split import read_split
+from skinlesion.files import InputError, write_csv
+from skinlesion.model import devices
+from skinlesion.model import train as training
+from skinlesion.model.predictor import Predictor
+from skinlesion.model.resnet50 import WEIGHTS_URL
+from skinlesion.model.run import choose_config, require_same_run
 
 TIMES = ["seconds", "images_per_second"]
 
@@ -216,8 +217,8 @@ strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"][: int(sys.argv[1])]
 assert strategy.num_replicas_in_sync == int(sys.argv[1])
 import keras
 from skinlesion.config import make_config
-from skinlesion.model import LoadedWeights, build_model
-from skinlesion.training import fit, seed_everything
+from skinlesion.model.resnet50 import LoadedWeights, build_model
+from skinlesion.model.train import fit, seed_everything
 config = make_config("default", image_size=(32, 32), weights="none", batch_size=8, epochs=2,
     augmentation="none", frozen_share=0.5, head_learning_rate=1e-5, learning_rate=1e-5,
     deterministic=True)

@@ -13,10 +13,10 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skinlesion.dataset import SAMPLE_MARKER
-from skinlesion.errors import InputError
-from skinlesion.labels import CLASS_CODES
-from skinlesion.sample import IMAGE_SIZE, make_sample
+from skinlesion.data.ham10000 import SAMPLE_MARKER
+from skinlesion.data.synthetic import IMAGE_SIZE, make_sample
+from skinlesion.diagnoses import CLASS_CODES
+from skinlesion.files import InputError
 
 PER_CLASS = 24
 
@@ -195,7 +195,8 @@ def test_settings_out_of_range_are_refused(tmp_path, setting, value):
 
 
 def test_import_is_light():
-    code = "import sys, skinlesion.sample; print({'tensorflow', 'matplotlib'} & set(sys.modules))"
+    code = "import sys, skinlesion.data.synthetic as _; "
+    code += "print({'tensorflow', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
     )

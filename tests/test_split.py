@@ -5,10 +5,9 @@ import pandas as pd
 import pytest
 from conftest import REAL_DATA, needs_real_data
 
-from skinlesion.errors import InputError
-from skinlesion.metadata import read_metadata
-from skinlesion.near_duplicates import read_near_duplicates
-from skinlesion.split import (
+from skinlesion.data.metadata import read_metadata
+from skinlesion.data.near_duplicates import read_near_duplicates
+from skinlesion.data.split import (
     SHARES,
     SPLITS,
     audit_split,
@@ -20,6 +19,7 @@ from skinlesion.split import (
     read_split,
     take_limited,
 )
+from skinlesion.files import InputError
 
 
 @pytest.fixture

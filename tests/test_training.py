@@ -9,17 +9,19 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skinlesion import checkpoints, training, workflow
-from skinlesion.augmentation import Mixing, make_augmentation
-from skinlesion.checkpoints import find_best
+from skinlesion import workflow
 from skinlesion.config import make_config
-from skinlesion.errors import InputError
-from skinlesion.input_pipeline import load_images, make_dataset
-from skinlesion.metadata import load_metadata
-from skinlesion.model import LoadedWeights, build_model, split_model
-from skinlesion.predictor import Predictor
-from skinlesion.regression import STRENGTHS, fit_regression
-from skinlesion.training import (
+from skinlesion.data.images import load_images, make_dataset
+from skinlesion.data.metadata import load_metadata
+from skinlesion.files import InputError
+from skinlesion.model import checkpoints
+from skinlesion.model import train as training
+from skinlesion.model.augmentation import Mixing, make_augmentation
+from skinlesion.model.checkpoints import find_best
+from skinlesion.model.linear_probe import STRENGTHS, fit_regression
+from skinlesion.model.predictor import Predictor
+from skinlesion.model.resnet50 import LoadedWeights, build_model, split_model
+from skinlesion.model.train import (
     Phase,
     TimeIsUpError,
     Trainer,

@@ -7,11 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skinlesion import page
-from skinlesion.calibration import apply_temperature
-from skinlesion.labels import CLASS_CODES, DIAGNOSES, DISCLAIMER
-from skinlesion.predictor import Predictor
-from skinlesion.verdict import (
+from skinlesion.demo import page
+from skinlesion.demo.result import (
     FOREIGN,
     PROBLEMS,
     Candidate,
@@ -21,6 +18,9 @@ from skinlesion.verdict import (
     format_share,
     judge_image,
 )
+from skinlesion.diagnoses import CLASS_CODES, DIAGNOSES, DISCLAIMER
+from skinlesion.evaluation.calibration import apply_temperature
+from skinlesion.model.predictor import Predictor
 
 MEASURED = OperatingPoint(
     threshold=0.2,

@@ -8,17 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skinlesion import assessment, dataset, workflow
-from skinlesion.calibration import fit_temperature
+from skinlesion import workflow
 from skinlesion.config import make_config
-from skinlesion.dataset import list_images
-from skinlesion.errors import InputError
-from skinlesion.isic_files import read_predictions
-from skinlesion.labels import LABEL_OF, SYNTHETIC_NOTE
-from skinlesion.model import WeightsUnavailableError
-from skinlesion.predictor import Predictor
-from skinlesion.runs import recall_dataset
-from skinlesion.split import read_split
+from skinlesion.data import ham10000 as dataset
+from skinlesion.data.ham10000 import list_images
+from skinlesion.data.isic import read_predictions
+from skinlesion.data.split import read_split
+from skinlesion.diagnoses import LABEL_OF, SYNTHETIC_NOTE
+from skinlesion.evaluation import evaluate as assessment
+from skinlesion.evaluation.calibration import fit_temperature
+from skinlesion.files import InputError
+from skinlesion.model.predictor import Predictor
+from skinlesion.model.resnet50 import WeightsUnavailableError
+from skinlesion.model.run import recall_dataset
 
 
 def test_a_run_directory_holds_what_the_contract_says(trained_run):

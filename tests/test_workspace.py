@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from skinlesion import workspace
-from skinlesion.workspace import (
+from skinlesion import machine as workspace
+from skinlesion.machine import (
     bring_earlier,
     default_images_dir,
     default_weights,
@@ -213,7 +213,7 @@ def test_programs_that_a_notebook_starts_find_the_package_of_the_clone(tmp_path)
     ask = "import skinlesion, sys; print(skinlesion.__file__)"
     code = (
         f"import sys; sys.path.insert(0, {str(root)!r})\n"
-        "import skinlesion.workspace; skinlesion.workspace.start()\n"
+        "import skinlesion.machine; skinlesion.machine.start()\n"
         f"import subprocess; subprocess.run([sys.executable, '-c', {ask!r}], check=True)"
     )
     finished = subprocess.run(

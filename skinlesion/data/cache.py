@@ -1,0 +1,106 @@
+"""Large arrays that are made once: in memory where they fit, otherwise in a file that stays."""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from skinlesion.files import write_atomically
+from skinlesion.machine import say
+
+MEMORY_BUDGET = 4 * 2**30
+"""Bytes up to which an array, each by itself, is kept in memory; a larger one goes into a file.
+HAM10000's training and validation images take 1.3 GB at 224x224."""
+KEPT_DAYS = 30
+"""Files that were not used for so long are deleted when a new one is written."""
+KEPT_DAYS_UNFINISHED = 1
+"""The same for what a killed process left unfinished."""
+
+
+def make_key(*parts: bytes | str | np.ndarray) -> str:
+    """The SHA-256, in 64 hexadecimal digits, of what an array is made from."""
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else part
+        size = content.nbytes if isinstance(content, np.ndarray) else len(content)
+        digest.update(size.to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(content) if size else b"")
+    return digest.hexdigest()
+
+
+def make_array(
+    shape: tuple[int, ...],
+    dtype: type,
+    chunks: Iterable[np.ndarray],
+    *,
+    key: str,
+    folder: Path | None,
+    budget: int = MEMORY_BUDGET,
+) -> np.ndarray:
+    """Put consecutive parts together, or open the file in which that was done before.
+
+    The file ends with its key: what is cut off, or was made from something else, lacks it and is
+    made again. It is mapped and not read, so that memory stays the same however large it is.
+
+    Args:
+        shape: of the whole array.
+        dtype: of the whole array.
+        chunks: its parts along the first axis; not touched where the file is there.
+        key: from `make_key`, of everything that the array depends on.
+        folder: where files are kept; None keeps everything in memory.
+        budget: bytes up to which the array is kept in memory and no file is written.
+
+    Returns:
+        The array; read-only where it is a file.
+
+    Raises:
+        InputError: no room or no permission for the file.
+    """
+    needed = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    if folder is None or needed <= budget:
+        array: np.ndarray = np.empty(shape, dtype)
+        filled = 0
+        for chunk in chunks:
+            array[filled : filled + len(chunk)] = chunk
+            filled += len(chunk)
+        return array
+    path = folder / f"{key}.npy"
+    if not _is_whole(path, key, needed):
+        _delete_old(folder)
+        say(f"cache: writing {needed / 1e9:.1f} GB to {path}, for this run and later ones")
+        # Under a name of its own: another process may be making the same.
+        own = folder / f"{key}.{os.getpid()}.npy"
+        write_atomically(own, lambda part: _write(part, shape, dtype, chunks, key)).replace(path)
+    os.utime(path)
+    return np.load(path, mmap_mode="r")
+
+
+def _write(
+    path: Path, shape: tuple[int, ...], dtype: type, chunks: Iterable[np.ndarray], key: str
+) -> None:
+    """A `.npy` file and its key. Not through a mapping: a full disk would kill the process."""
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_2_0(file, header)
+        for chunk in chunks:
+            file.write(np.ascontiguousarray(chunk, dtype).data)
+        file.write(key.encode())
+
+
+def _is_whole(path: Path, key: str, needed: int) -> bool:
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(key), os.SEEK_END)
+            return path.stat().st_size > needed and file.read() == key.encode()
+    except OSError:
+        return False
+
+
+def _delete_old(folder: Path) -> None:
+    for path in folder.glob("*.npy"):
+        days = KEPT_DAYS_UNFINISHED if "." in path.stem else KEPT_DAYS
+        if time.time() - path.stat().st_mtime > days * 24 * 3600:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,103 @@
+"""Prediction and truth files in the form of ISIC 2018 Task 3."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from skinlesion.diagnoses import CLASS_CODES, ISIC_COLUMNS
+from skinlesion.files import InputError, name_some, write_csv
+
+_COLUMNS = [code.upper() for code in CLASS_CODES]
+
+
+def write_predictions(path: Path, image_ids: list[str], y_prob: np.ndarray) -> Path:
+    """Write probabilities in the form of ISIC 2018 Task 3: `image,MEL,NV,BCC,AKIEC,BKL,DF,VASC`.
+
+    Args:
+        path: CSV file to write.
+        image_ids: names without `.jpg`.
+        y_prob: float (n, 7), columns in the order of `labels.DIAGNOSES`.
+    """
+    columns = dict(zip(_COLUMNS, np.asarray(y_prob, np.float64).T, strict=True))
+    table = pd.DataFrame({"image": image_ids} | {name: columns[name] for name in ISIC_COLUMNS})
+    return write_csv(path, table)
+
+
+def read_predictions(path: Path) -> tuple[list[str], np.ndarray]:
+    """Read what `write_predictions` wrote, or any file of that form.
+
+    Returns:
+        The image ids, and float64 (n, 7) with columns in the order of `labels.DIAGNOSES`.
+
+    Raises:
+        InputError: not readable, missing or unknown columns, an image given twice, or values that
+            are no numbers in [0, 1] or all 0, by name.
+    """
+    names, values = _read(path, "predictions")
+    nothing = values.sum(axis=1) == 0
+    if nothing.any():
+        bad = [name for name, is_bad in zip(names, nothing, strict=True) if is_bad]
+        raise InputError(f"{path}: no class has a value above 0 for {name_some(bad)}")
+    return names, values
+
+
+def read_truth(path: Path) -> tuple[list[str], np.ndarray]:
+    """Read a truth file: the same header as a predictions file, and one 1.0 a row.
+
+    Returns:
+        The image ids, and int (n,), labels 0 to 6.
+
+    Raises:
+        InputError: not readable, a class that is not known or missing, an image given twice, or a
+            row without exactly one 1, by name.
+    """
+    names, values = _read(path, "truth")
+    wrong = ~(np.isin(values, (0, 1)).all(axis=1) & (values.sum(axis=1) == 1))
+    if wrong.any():
+        bad = [name for name, is_bad in zip(names, wrong, strict=True) if is_bad]
+        raise InputError(f"{path}: rows without exactly one 1.0 and else 0.0: {name_some(bad)}")
+    return names, values.argmax(axis=1)
+
+
+def read_predictions_for(path: Path, image_ids: list[str]) -> np.ndarray:
+    """Read predictions in the order of `image_ids`; the file must be about exactly these images.
+
+    Raises:
+        InputError: as `read_predictions`, or images missing or extra, by name.
+    """
+    names, y_prob = read_predictions(path)
+    missing, extra = sorted(set(image_ids) - set(names)), sorted(set(names) - set(image_ids))
+    if missing or extra:
+        raise InputError(
+            f"{path}: is not about the images to judge: missing {name_some(missing) or 'none'}; "
+            f"extra {name_some(extra) or 'none'}"
+        )
+    return pd.DataFrame(y_prob, index=names).loc[image_ids].to_numpy()
+
+
+def _read(path: Path, kind: str) -> tuple[list[str], np.ndarray]:
+    try:
+        table = pd.read_csv(path, dtype={"image": str})
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as a {kind} file ({error})") from error
+    absent = [name for name in ("image", *ISIC_COLUMNS) if name not in table.columns]
+    unknown = [str(name) for name in table.columns if name not in ("image", *ISIC_COLUMNS)]
+    if absent or unknown:
+        raise InputError(
+            f"{path}: columns missing: {', '.join(absent) or 'none'}; unknown: "
+            f"{', '.join(unknown) or 'none'}; the header must be image,{','.join(ISIC_COLUMNS)}"
+        )
+    unnamed = [str(row + 2) for row in table.index[table["image"].isna()]]
+    if unnamed:
+        raise InputError(f"{path}: image is empty in line {name_some(unnamed)}")
+    names = table["image"].str.strip().str.removesuffix(".jpg")
+    doubled = sorted(set(names[names.duplicated()]))
+    if doubled:
+        raise InputError(f"{path}: image given more than once: {name_some(doubled)}")
+    values = table[_COLUMNS].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    wrong = ~((values >= 0) & (values <= 1)).all(axis=1)
+    if wrong.any():
+        bad = names[wrong].tolist()
+        raise InputError(f"{path}: values that are no numbers from 0 to 1 for {name_some(bad)}")
+    return names.tolist(), values

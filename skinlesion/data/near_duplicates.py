@@ -1,0 +1,229 @@
+"""Find images that show one lesion under different lesion ids, and the list of them for HAM10000.
+
+Such pairs are shots of one lesion that are shifted, turned, zoomed or lit differently, so that
+hashes of the pixels miss them. Candidates come from a pretrained network; each is then verified by
+geometry: many local features must agree on one similarity transform, and the two images, laid over
+each other by it, must agree in their details.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from skinlesion.data.images import decode_image
+from skinlesion.files import InputError, name_some
+from skinlesion.machine import progress_bar
+
+COLUMNS = ("image_id_1", "image_id_2")
+NEIGHBOURS = 50
+"""Candidates for each image."""
+SIZE = (300, 400)
+"""Height and width in pixels at which pairs are compared."""
+BORDER = 20
+"""Pixels left out at the edges, where dermatoscopes print their marks."""
+RATIO = 0.85
+"""Largest ratio of best to second best distance of a match: D. Lowe, "Distinctive Image Features
+from Scale-Invariant Keypoints", IJCV 60 (2004), section 7.1, proposes 0.8."""
+MIN_MATCHES = 8
+MIN_SPREAD = 6.0
+"""Least standard deviation in pixels of the matched points across their main direction: the ticks
+of a ruler, which many images share, lie on a line."""
+MIN_AGREEMENT = 5.6
+"""Least product of matches and correlation of details. Chosen by looking at the pairs around it:
+see docs/near_duplicates.md."""
+
+
+def read_near_duplicates(csv: Path | None = None) -> pd.DataFrame:
+    """Read a list of pairs of images that show one lesion.
+
+    Args:
+        csv: a file with the columns `image_id_1` and `image_id_2` at least; None reads the list
+            for HAM10000 that comes with the package (docs/near_duplicates.md says how it was made).
+
+    Raises:
+        InputError: not readable, columns missing, or an empty cell.
+    """
+    source = csv or files("skinlesion.data") / "near_duplicates.csv"  # maybe inside a wheel
+    try:
+        with source.open() as file:
+            pairs = pd.read_csv(file, dtype=dict.fromkeys(COLUMNS, str))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source}: cannot be read as a list of pairs ({error})") from error
+    absent = [column for column in COLUMNS if column not in pairs.columns]
+    if absent:
+        raise InputError(f"{source}: columns missing: {', '.join(absent)}")
+    empty = [str(row + 2) for row in pairs.index[pairs[list(COLUMNS)].isna().any(axis=1)]]
+    if empty:
+        raise InputError(f"{source}: an image_id is empty in line {name_some(empty)}")
+    return pairs
+
+
+def find_near_duplicates(
+    table: pd.DataFrame, features: np.ndarray, *, neighbours: int = NEIGHBOURS
+) -> pd.DataFrame:
+    """Pairs of images of different lesion ids that show the same lesion.
+
+    Args:
+        table: from `load_metadata`.
+        features: float (n, d), a description of each image: `model.compute_features`.
+        neighbours: candidates for each image.
+
+    Returns:
+        A row a pair: both `image_id`, `lesion_id` and `dx`, and the scores `similarity` (cosine of
+        the features), `matches` (local features that agree) and `correlation` (of the details).
+
+    Raises:
+        InputError: OpenCV is missing, or a file is no image.
+    """
+    require_opencv()
+    pairs, similarity = propose_pairs(features, table["lesion_id"].to_numpy(), neighbours)
+    with ThreadPoolExecutor() as pool:
+        paths = table["path"].tolist()
+        shots = list(progress_bar(pool.map(Shot, paths), "describing", len(paths)))
+        scores = pool.map(lambda pair: compare_shots(shots[pair[0]], shots[pair[1]]), pairs)
+        matches, correlation = np.array(
+            list(progress_bar(scores, "verifying", len(pairs), unit="pair"))
+        ).T.reshape(2, -1)
+    found = np.flatnonzero(matches * correlation >= MIN_AGREEMENT)
+    sides = [
+        table[["image_id", "lesion_id", "dx"]]
+        .iloc[pairs[found, side]]
+        .reset_index(drop=True)
+        .add_suffix(f"_{side + 1}")
+        for side in (0, 1)
+    ]
+    scored = pd.concat(sides, axis=1).assign(
+        similarity=similarity[found].round(3),
+        matches=matches[found].astype(int),
+        correlation=correlation[found].round(3),
+    )
+    return scored.sort_values(list(COLUMNS), ignore_index=True)
+
+
+def propose_pairs(
+    features: np.ndarray, lesions: Sequence[str] | np.ndarray, neighbours: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest images of other lesions of each image, by the cosine of standardised features.
+
+    Returns:
+        int (p, 2), the smaller index first, each pair once; and float (p,), the similarities.
+    """
+    unit = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)
+    unit = (unit / (np.linalg.norm(unit, axis=1, keepdims=True) + 1e-6)).astype(np.float32)
+    lesion_of = np.unique(np.asarray(lesions), return_inverse=True)[1]
+    pairs = []
+    for start in range(0, len(unit), 1000):  # in blocks: the whole matrix would fill memory
+        similarity = unit[start : start + 1000] @ unit.T
+        similarity[lesion_of[start : start + 1000, None] == lesion_of] = -np.inf
+        count = min(neighbours, similarity.shape[1] - 1)
+        nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
+        rows = np.repeat(np.arange(len(nearest)), count)
+        other = np.isfinite(similarity[rows, nearest.ravel()])
+        pairs.append(np.stack([rows + start, nearest.ravel()], axis=1)[other])
+    unique = np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
+    return unique, np.einsum("pd,pd->p", unit[unique[:, 0]], unit[unique[:, 1]])
+
+
+class Shot:
+    """One photograph of a lesion, described by its local features (SIFT).
+
+    Attributes:
+        path: the image file.
+        points: float32 (k, 2), x and y in pixels at `SIZE`.
+        descriptors: float32 (k, 128), unit length; square roots of SIFT's (RootSIFT: Arandjelovic
+            and Zisserman, CVPR 2012), so that their scalar product is a similarity in [0, 1].
+    """
+
+    def __init__(self, path: Path) -> None:
+        import cv2
+
+        self.path = path
+        detector = cv2.SIFT.create(nfeatures=400, contrastThreshold=0.01)
+        keypoints, found = detector.detectAndCompute(_read_brightness(path).astype(np.uint8), None)
+        self.points = np.array([point.pt for point in keypoints], np.float32).reshape(-1, 2)
+        raw = np.zeros((0, 128), np.float32) if found is None else found
+        self.descriptors = np.sqrt(raw / np.maximum(raw.sum(axis=1, keepdims=True), 1e-6))
+
+
+def compare_shots(one: Shot, other: Shot) -> tuple[int, float]:
+    """How well two shots agree on one similarity transform (shift, turn, zoom).
+
+    Returns:
+        The number of matched local features that agree, and the correlation, -1 to 1, of the
+        details (3 to 15 pixels wide) where the shots overlap; (0, 0.0) where there are too few
+        matches or they lie on a line.
+    """
+    import cv2
+
+    if min(len(one.points), len(other.points)) < MIN_MATCHES:
+        return 0, 0.0
+    likeness = one.descriptors @ other.descriptors.T
+    best = likeness.argmax(axis=1)
+    first = likeness.max(axis=1)
+    likeness[np.arange(len(best)), best] = -1
+    # On unit vectors, squared distance is 2 - 2 times the scalar product.
+    near = (1 - first) < RATIO**2 * (1 - likeness.max(axis=1))
+    if near.sum() < MIN_MATCHES:
+        return 0, 0.0
+    source, target = one.points[near], other.points[best[near]]
+    cv2.setRNGSeed(0)
+    transform, agrees = cv2.estimateAffinePartial2D(
+        source, target, method=cv2.RANSAC, ransacReprojThreshold=5, maxIters=500
+    )
+    if transform is None:
+        return 0, 0.0
+    inside = agrees.ravel().astype(bool)
+    matches = min(_distinct(source[inside]), _distinct(target[inside]))
+    if matches < MIN_MATCHES or min(map(_spread, (source[inside], target[inside]))) < MIN_SPREAD:
+        return 0, 0.0
+    return matches, _correlate_details(one.path, other.path, transform)
+
+
+def _distinct(points: np.ndarray) -> int:
+    """Points that are more than a few pixels apart: SIFT gives one place several orientations."""
+    return len(np.unique(np.round(points / 3), axis=0))
+
+
+def _spread(points: np.ndarray) -> float:
+    """Standard deviation across the main direction of the points, in pixels."""
+    centred = points - points.mean(axis=0)
+    return float(np.linalg.svd(centred, compute_uv=False)[-1] / np.sqrt(len(points)))
+
+
+def _read_brightness(path: Path) -> np.ndarray:
+    """Float32 (height, width) in [0, 255] at `SIZE`."""
+    return decode_image(path, image_size=SIZE).mean(axis=2).astype(np.float32)
+
+
+def _correlate_details(one: Path, other: Path, transform: np.ndarray) -> float:
+    import cv2
+
+    height, width = SIZE
+    # Read anew: of thousands of images, only the local features stay in memory.
+    moved = cv2.warpAffine(_read_brightness(one), transform, (width, height), flags=cv2.INTER_AREA)
+    seen = cv2.warpAffine(np.ones_like(moved), transform, (width, height)) > 0.99
+    seen[:BORDER] = seen[-BORDER:] = seen[:, :BORDER] = seen[:, -BORDER:] = False
+    # Away from the edge of the overlap, where the wide blur mixes in what lies outside.
+    overlap = cv2.erode(seen.astype(np.uint8), np.ones((31, 31)), borderValue=0) > 0
+    if overlap.sum() < 2000:
+        return 0.0
+    details: list[Any] = [
+        cv2.GaussianBlur(image, (0, 0), 3) - cv2.GaussianBlur(image, (0, 0), 15)
+        for image in (moved, _read_brightness(other))
+    ]
+    return float(np.nan_to_num(np.corrcoef(details[0][overlap], details[1][overlap])[0, 1]))
+
+
+def require_opencv() -> None:
+    """Raise `InputError` when OpenCV is missing."""
+    try:
+        import cv2  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "finding near duplicates needs OpenCV: pip install opencv-python-headless"
+        ) from error

@@ -1,0 +1,1 @@
+"""Notebook 4: figures with intervals, calibration, plots and reports."""

@@ -1,0 +1,325 @@
+"""The model card of a run, in Hugging Face's form: its numbers are those of the run's files.
+
+The words stand in `model_card.md`, for a run on the synthetic sample in `model_card_synthetic.md`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from huggingface_hub import EvalResult, ModelCardData
+
+from skinlesion.config import Config
+from skinlesion.data.near_duplicates import read_near_duplicates
+from skinlesion.data.split import SPLITS, audit_split, read_split
+from skinlesion.diagnoses import DIAGNOSES, DISCLAIMER, LABEL_OF, SYNTHETIC_NOTE
+from skinlesion.evaluation.metrics import MALIGNANT, format_figure
+from skinlesion.evaluation.report import SHOWN_FROM
+from skinlesion.files import InputError, name_some, read_json
+from skinlesion.model.checkpoints import find_best
+from skinlesion.model.run import read_run_config
+
+LEAST_CASES = 10
+"""Images of a kind that a subgroup needs for a figure about that kind to be shown."""
+OVERALL = {
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "macro_auc": "macro AUC, one class against the rest",
+    "accuracy": "accuracy",
+    "malignant_auc": "AUC, malignant against benign",
+    "macro_average_precision": "macro average precision",
+    "log_loss": "log loss",
+    "brier": "Brier score, 0 to 2",
+    "ece": "expected calibration error",
+}
+"""Figures that are shown, and what they are called; `metrics.csv` has all."""
+HUB_METRICS = {"balanced_accuracy": "balanced_accuracy", "macro_f1": "f1", "macro_auc": "roc_auc"}
+"""Figures that the header gives, and what the Hub calls such metrics."""
+ATTRIBUTES = {"sex": "sex", "age": "age", "localization": "site", "dx_type": "diagnosed by"}
+NO_GATE = "Nothing turns away images of something else."
+GATE = (
+    "`predict` and the demo say when an image is farther from the training images than 95 % of "
+    "the validation images are"
+)
+PER_CLASS = ("support", "sensitivity", "specificity", "ppv", "auc", "average_precision")
+
+
+def make_model_card(run: Path) -> str:
+    """Describe a run for people who did not make it.
+
+    Args:
+        run: a finished run directory. Of what it does not hold, such as an evaluation, the card
+            says that it is missing.
+
+    Returns:
+        Markdown with a YAML header: what the Hugging Face Hub shows as the README.md of a model.
+
+    Raises:
+        InputError: the run is not finished, or its files do not fit this version.
+    """
+    described, config = read_json(run / "config.json"), read_run_config(run)
+    info, split = read_json(run / "model" / "bundle.json"), read_split(run / "splits.csv")
+    path = run / "evaluation" / "metrics.json"
+    metrics = read_json(path) if path.is_file() else None
+    absent = sorted(set(OVERALL) - set(metrics["overall"])) if metrics else []
+    if absent:
+        raise InputError(f"{path}: of another version, lacks {name_some(absent)}; evaluate again")
+    words = "model_card_synthetic.md" if info["synthetic"] else "model_card.md"
+    template = Template((files("skinlesion.evaluation") / words).read_text(encoding="utf-8"))
+    header = _make_header(config.recipe, metrics, synthetic=info["synthetic"])
+    body = template.substitute(
+        disclaimer=DISCLAIMER,
+        synthetic_note=SYNTHETIC_NOTE,
+        image_size="{}x{}".format(*info["image_size"]),
+        headline=_describe_headline(metrics),
+        images=f"{len(split):,}",
+        lesions=f"{split['lesion_id'].nunique():,}",
+        counts=_count_classes(split),
+        audit=_describe_audit(split),
+        training=_describe_training(described, config, run / "history.csv"),
+        evaluation=_describe_evaluation(metrics, run / "evaluation" / "subgroups.csv"),
+        gate=_describe_gate(metrics) if info["foreign_image_gate"] else NO_GATE,
+    )
+    return f"---\n{header.to_yaml()}\n---\n\n{body}"
+
+
+def _make_header(recipe: str, metrics: dict[str, Any] | None, *, synthetic: bool) -> ModelCardData:
+    results = []
+    # The Hub shows these apart from the words that would say that they are about drawings.
+    if metrics and not synthetic:
+        results = [
+            EvalResult(
+                task_type="image-classification",
+                dataset_type="HAM10000",
+                dataset_name="HAM10000, test part of the run's own split",
+                dataset_split="test",
+                metric_type=metric,
+                metric_name=f"{OVERALL[name]}, 95 % interval {row['low']:.3f} to {row['high']:.3f}",
+                metric_value=round(row["value"], 3),
+            )
+            for name, metric in HUB_METRICS.items()
+            if (row := metrics["overall"][name])["low"] is not None
+        ]
+    kind = ["synthetic"] if synthetic else ["dermatoscopy", "skin-lesion", "ham10000"]
+    return ModelCardData(
+        license="mit" if synthetic else "cc-by-nc-4.0",
+        library_name="keras",
+        pipeline_tag="image-classification",
+        tags=["resnet50", *kind, "not-for-clinical-use"],
+        datasets=None if synthetic else ["HAM10000"],
+        metrics=list(HUB_METRICS.values()) if metrics else None,
+        model_name=f"skinlesion-{recipe}" if results else None,
+        eval_results=results or None,
+    )
+
+
+def _describe_headline(metrics: dict[str, Any] | None) -> str:
+    if metrics is None:
+        return "How good it is was not measured yet."
+    figure = _format(metrics["overall"]["balanced_accuracy"])
+    matrix = np.asarray(metrics["confusion_matrix"])
+    missed, cases = matrix[:, ~MALIGNANT].sum(axis=1), matrix.sum(axis=1)
+    mel = LABEL_OF["mel"]
+    return (
+        f"On {metrics['n']:,} test images, balanced accuracy is {figure} (95 % interval). Taking "
+        f"the most probable class for the answer calls {missed[MALIGNANT].sum():,} of "
+        f"{cases[MALIGNANT].sum():,} malignant images benign, {missed[mel]:,} of {cases[mel]:,} "
+        "melanomas among them."
+    )
+
+
+def _describe_gate(metrics: dict[str, Any] | None) -> str:
+    found = (metrics or {}).get("foreign_image_gate")
+    if not found:
+        return f"{GATE}."
+    return f"{GATE}; of the test images, they let in a share of {_format(found['let_in'])}."
+
+
+def _count_classes(split: pd.DataFrame) -> str:
+    def count(rows: pd.DataFrame) -> list[str]:
+        parts = [rows[rows["split"] == part] for part in SPLITS]
+        return [f"{len(part):,} ({part['lesion_id'].nunique():,})" for part in parts]
+
+    rows = [
+        (code, name, "malignant" if malignant else "benign", *count(split[split["dx"] == code]))
+        for code, name, malignant in DIAGNOSES
+    ]
+    head = ("class", "name", "counted as", *SPLITS)
+    return _make_table(head, [*rows, ("all", "", "", *count(split))])
+
+
+def _describe_audit(split: pd.DataFrame) -> str:
+    found = audit_split(split, split, read_near_duplicates())
+    pairs = "known pairs of images that show one lesion under two ids"
+    if not found.is_clean:
+        shares = [
+            f"{100 * found.leak('lesion or near duplicate', where):.1f} % of the test images show "
+            f"a lesion that is also in {where}"
+            for where in ("train", "train or validation")
+        ]
+        return (
+            "**This split leaks.** In more than one part of it are lesions: "
+            f"{found.lesions_shared:,}; {pairs}: {len(found.pairs_across):,}. {', '.join(shares)}. "
+            "So far as that goes, the figures below are too good."
+        )
+    known = f"none of the {found.pairs_known:,} {pairs} is parted; there may be more such pairs"
+    unknown = "whether one is there under two ids is not known"
+    return (
+        "**Leak audit:** no lesion is in more than one part of the split, and "
+        f"{known if found.pairs_known else unknown}."
+    )
+
+
+def _describe_training(described: dict[str, Any], config: Config, history: Path) -> str:
+    weights = described["weights"]
+    loaded = f"{weights['loaded_layers']} of {weights['layers']} layers of the backbone"
+    name = Path(weights["source"]).name  # where the file lay is nobody's business
+    versions = [f"{name} {number}" for name, number in described["versions"].items() if number]
+    rows = {
+        "recipe": config.recipe,
+        "pretrained weights": f"{name}, in {loaded}" if weights["loaded_layers"] else "none",
+        "training images": f"{config.limit:,} at most" if config.limit else "all of the split's",
+        "fitting": _describe_fitting(config, pd.read_csv(history)) if history.is_file() else "-",
+        "seed": str(config.seed),
+        "device": ", ".join(filter(None, [described["device"], described.get("precision")])),
+        "versions": ", ".join(versions),
+        "commit": described["commit"] or "not known: an installed package",
+        "data": f"SHA-256 {described['dataset']['fingerprint']}",
+    }
+    settings = config.to_dict() | {"weights": Path(config.weights).name}
+    parts = [
+        _make_table(("", ""), rows.items()),
+        f"<details><summary>All {len(settings)} settings</summary>",
+        _make_table(("setting", "value"), ((name, str(x)) for name, x in settings.items())),
+        "</details>",
+    ]
+    return "\n\n".join(parts)
+
+
+def _describe_fitting(config: Config, history: pd.DataFrame) -> str:
+    best = history.iloc[find_best(history.to_dict("records"))]
+    kept = f"the lowest validation loss, {best['val_loss']:.3f}"
+    if config.method == "regression":
+        return (
+            "a logistic regression on features of the pretrained network, which itself is not "
+            f"trained; of {len(history)} strengths, C = {best['C']:g} is kept, with {kept}"
+        )
+    return f"{len(history)} of {config.epochs} epochs; epoch {best['epoch']} is kept, with {kept}"
+
+
+def _describe_evaluation(metrics: dict[str, Any] | None, subgroups: Path) -> str:
+    if metrics is None:
+        return "Not evaluated yet: `python -m skinlesion evaluate` does it."
+    columns = {"single model": metrics["overall"]} | metrics.get("variants", {})
+    columns.pop("single", None)  # is the first column
+    matrix = zip(LABEL_OF, metrics["confusion_matrix"], strict=True)
+    parts = [
+        f"{metrics['n']:,} test images of {metrics['lesions']:,} lesions. In brackets, 95 % "
+        f"intervals: percentiles of {metrics['draws']:,} bootstrap draws of lesions (not images: "
+        "those of one lesion resemble each other). An interval without width is no certainty: "
+        "where all of n lesions are right, the true share may well be 1 - 3 / n.",
+        _make_table(
+            ("figure", *columns),
+            [(label, *(x[name] for x in columns.values())) for name, label in OVERALL.items()],
+        ),
+        "### Each class",
+        _make_table(
+            ("class", "images", "sensitivity", "specificity", "PPV", "AUC", "average precision"),
+            [(code, *(x[name] for name in PER_CLASS)) for code, x in metrics["per_class"].items()],
+        ),
+        "Images of each class (row), and what the model took them for (column):",
+        _make_table(("", *LABEL_OF), [(code, *counts) for code, counts in matrix]),
+        *_describe_calibration(metrics.get("calibration")),
+        "### Subgroups",
+        _describe_subgroups(subgroups, metrics["draws"]),
+    ]
+    return "\n\n".join(parts)
+
+
+def _describe_calibration(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return ["Operating points, calibration and prediction sets were not measured."]
+    sets = found["prediction_sets"]
+    names = ("sensitivity", "specificity", "PPV", "NPV")
+    return [
+        "### Malignant or benign",
+        "By the sum of the calibrated probabilities of the malignant classes, at thresholds chosen "
+        f"on {found['validation_images']:,} validation images:",
+        _make_table(
+            ("chosen for", "threshold", *names),
+            [
+                (
+                    f"sensitivity {point['target_sensitivity']:.2f}",
+                    {"value": point["threshold"]},
+                    *(point[name.lower()] for name in names),
+                )
+                for point in found["operating_points"]
+            ],
+        ),
+        "### Calibration",
+        f"One temperature, {found['temperature']:.3f}, fitted on the validation images. The "
+        "bootstrap overstates the calibration error: its intervals lie a little too high.",
+        _make_table(
+            ("figure", "before", "after"),
+            [
+                (OVERALL[name], found["before"][name], found["after"][name])
+                for name in ("ece", "brier", "log_loss")
+            ],
+        ),
+        f"**Prediction sets** are meant to hold the true class of {sets['target_coverage']:.2f} of "
+        f"the images. They hold that of {_format(sets['coverage'])}, with "
+        f"{_format(sets['mean_size'])} classes on average; `metrics.json` has the share for each.",
+    ]
+
+
+def _describe_subgroups(csv: Path, draws: int) -> str:
+    if not csv.is_file():
+        return "Not measured."
+    rows = []
+    groups = pd.read_csv(csv).groupby(["attribute", "subgroup"], sort=False)
+    for (attribute, subgroup), group in groups:
+        images, malignant, melanomas = group.iloc[0][["images", "malignant", "melanomas"]]
+        if images < SHOWN_FROM:
+            continue
+        figures = group.set_index("figure").to_dict("index")
+        row = [f"{ATTRIBUTES[attribute]}: {subgroup}".replace("_", " ")]
+        row += [images, malignant, melanomas]
+        for name, cases in (
+            ("balanced_accuracy", images),
+            ("malignant_auc", min(malignant, images - malignant)),
+            ("sensitivity_mel", melanomas),
+        ):
+            enough = cases >= LEAST_CASES and figures[name]["draws_left_out"] <= draws / 2
+            row.append(figures[name] if enough else "too few")
+        rows.append(row)
+    if not rows:
+        return f"No subgroup has {SHOWN_FROM} test images; `subgroups.csv` has them all."
+    head = (
+        *("subgroup", "images", "malignant", "melanomas", "balanced accuracy"),
+        *("AUC, malignant against benign", "sensitivity to melanoma"),
+    )
+    return (
+        f"Those of at least {SHOWN_FROM} test images. Balanced accuracy is the mean over the "
+        "classes that a subgroup has, so that subgroups with different classes are not quite "
+        f'comparable. "Too few": fewer than {LEAST_CASES} images of a kind, or more than half of '
+        "the draws lack one of the classes.\n\n" + _make_table(head, rows)
+    )
+
+
+def _make_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [[_format(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    lines.insert(1, ["---"] * len(head))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _format(cell: str | int | Mapping[str, Any]) -> str:
+    """Text as it is; the rest as `format_figure`, so far as figure and interval are defined."""
+    if isinstance(cell, str):
+        return cell
+    if not isinstance(cell, Mapping) or not pd.isna(cell.get("low")):
+        return format_figure(cell)
+    return "-" if pd.isna(cell["value"]) else f"{cell['value']:.3f}"

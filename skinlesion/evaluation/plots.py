@@ -1,0 +1,280 @@
+"""Every figure: takes data and an Axes or makes one, returns the Axes, never calls `show()`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from skinlesion.data.split import SPLITS
+from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, DIAGNOSES, LABEL_OF, SYNTHETIC_NOTE
+from skinlesion.evaluation.calibration import sum_malignant
+from skinlesion.evaluation.metrics import BINS, MALIGNANT, format_figure
+from skinlesion.files import write_atomically
+
+COLUMNS = 4
+"""Images in a row of a grid."""
+
+
+def plot_class_counts(split: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Bars: images of each diagnosis in each split. `split` has the columns `dx` and `split`."""
+    ax = ax or _new_axes(7, 4)
+    sns.countplot(
+        split, y="dx", hue="split", order=list(CLASS_CODES), hue_order=list(SPLITS), ax=ax
+    )
+    ax.set(xlabel="images", ylabel="", title="Images of each diagnosis")
+    ax.set_yticks(range(len(CLASS_CODES)), [f"{name} ({code})" for code, name, _ in DIAGNOSES])
+    return ax
+
+
+def plot_confusion_matrix(
+    matrix: np.ndarray, *, normalize: bool = False, ax: Axes | None = None
+) -> Axes:
+    """Heatmap of a confusion matrix, int (7, 7), rows true, columns predicted.
+
+    Args:
+        matrix: counts.
+        normalize: show each row as shares of its class, so that the diagonal is the sensitivity.
+        ax: where to draw.
+    """
+    ax = ax or _new_axes(6.4, 5.4)
+    totals = matrix.sum(axis=1, keepdims=True)
+    shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
+    sns.heatmap(
+        shares,
+        annot=shares if normalize else matrix,
+        fmt=".2f" if normalize else "d",
+        # Coloured by share in both forms: by count, the nevi would leave all else white.
+        vmin=0,
+        vmax=1,
+        cmap="Blues",
+        square=True,
+        cbar=normalize,
+        cbar_kws={"label": "share of the true class"},
+        xticklabels=CLASS_CODES,
+        yticklabels=[f"{c} ({n})" for c, n in zip(CLASS_CODES, totals[:, 0], strict=True)],
+        ax=ax,
+    )
+    kind = "shares of each row" if normalize else "images"
+    ax.set(xlabel="predicted", ylabel="true (images)", title=f"Confusion matrix, {kind}")
+    ax.tick_params(axis="y", rotation=0)
+    return ax
+
+
+def plot_learning_curves(history: pd.DataFrame, axes: Sequence[Axes] | None = None) -> list[Axes]:
+    """Loss and accuracy by epoch, for training and validation, phases shaded.
+
+    Args:
+        history: as in `history.csv`.
+        axes: two Axes, or None to make them.
+    """
+    axes = list(axes) if axes is not None else list(plt.subplots(1, 2, figsize=(10, 3.8))[1])
+    for ax, figure in zip(axes, ("loss", "accuracy"), strict=True):
+        for column, label in ((figure, "training"), (f"val_{figure}", "validation")):
+            ax.plot(history["epoch"], history[column], marker="o", label=label)
+        for index, (phase, rows) in enumerate(history.groupby("phase", sort=False)):
+            first, last = rows["epoch"].min() - 0.5, rows["epoch"].max() + 0.5
+            ax.axvspan(first, last, color=f"C{index + 7}", alpha=0.12)
+            name = str(phase).replace("_", " ")
+            ax.text(first + 0.05, 1.01, name, transform=ax.get_xaxis_transform(), fontsize=8)
+        ax.set(xlabel="epoch", ylabel=figure)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.legend()
+    return axes
+
+
+def plot_images(
+    images: Sequence[np.ndarray], titles: Sequence[str], *, colors: Sequence[str] | None = None
+) -> Figure:
+    """A grid of images, uint8 (height, width, 3) each, each with a title; none is no error."""
+    rows = max(1, -(-len(images) // COLUMNS))
+    figure, axes = plt.subplots(
+        rows, COLUMNS, figsize=(2.0 * COLUMNS, 1.9 * rows), squeeze=False, layout="constrained"
+    )
+    colors = colors or ["black"] * len(images)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, title, color in zip(axes.flat, images, titles, colors, strict=False):
+        ax.imshow(image)
+        ax.set_title(title, color=color, fontsize=9)
+    if not len(images):
+        axes[0, 0].set_title("no such image", fontsize=9)
+    return figure
+
+
+def plot_sample_predictions(
+    images: Sequence[np.ndarray], y_true: np.ndarray, y_prob: np.ndarray
+) -> Figure:
+    """A grid of images titled with the true and the predicted class, green when right, else red.
+
+    Args:
+        images: n images, uint8 (height, width, 3).
+        y_true: int (n,).
+        y_prob: float (n, 7); the confidence stands beside the predicted class.
+    """
+    pairs = list(zip(y_true, y_prob.argmax(axis=1), y_prob.max(axis=1), strict=True))
+    return plot_images(
+        images,
+        [f"true {CLASS_CODES[t]}\npredicted {CLASS_CODES[p]} {share:.0%}" for t, p, share in pairs],
+        colors=["green" if true == pred else "red" for true, pred, _ in pairs],
+    )
+
+
+def plot_roc_curves(
+    y_true: np.ndarray, y_prob: np.ndarray, metrics: Mapping[str, Any], ax: Axes | None = None
+) -> Axes:
+    """ROC curve of each class against the rest, and of malignant against benign, with AUC.
+
+    Args:
+        y_true: int (n,).
+        y_prob: float (n, 7).
+        metrics: of the same images, from `evaluation.compute_metrics`.
+        ax: where to draw.
+    """
+    ax = ax or _new_axes(5.6, 5.2)
+    ax.plot([0, 1], [0, 1], color="lightgray", linestyle="--")
+    for truth, score, style in _against_the_rest(y_true, y_prob, metrics, "auc"):
+        ax.plot(*roc_curve(truth, score)[:2], **style)
+    ax.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC, one class against the rest")
+    ax.legend(fontsize=7, loc="lower right", title="AUC, 95 % interval", title_fontsize=7)
+    return ax
+
+
+def plot_precision_recall_curves(
+    y_true: np.ndarray, y_prob: np.ndarray, metrics: Mapping[str, Any], ax: Axes | None = None
+) -> Axes:
+    """Precision-recall curves, with average precision. Arguments: `plot_roc_curves`."""
+    ax = ax or _new_axes(5.6, 5.2)
+    for truth, score, style in _against_the_rest(y_true, y_prob, metrics, "average_precision"):
+        precision, recall, _ = precision_recall_curve(truth, score)
+        ax.plot(recall, precision, drawstyle="steps-post", **style)
+    ax.set(xlabel="sensitivity (recall)", ylabel="PPV (precision)", ylim=(0, 1.03))
+    ax.set_title("Precision and recall, one class against the rest")
+    ax.legend(fontsize=7, loc="lower left", title="average precision, 95 %", title_fontsize=7)
+    return ax
+
+
+def plot_reliability(
+    y_true: np.ndarray, y_probs: Mapping[str, np.ndarray], ax: Axes | None = None
+) -> Axes:
+    """Reliability diagram: how often the top class is right, by how confident the model is.
+
+    Args:
+        y_true: int (n,).
+        y_probs: name to float (n, 7), such as before and after calibration.
+        ax: where to draw.
+    """
+    ax = ax or _new_axes(5.2, 5)
+    ax.plot([0, 1], [0, 1], color="lightgray", linestyle="--", label="as confident as right")
+    for color, (name, y_prob) in enumerate(y_probs.items()):
+        confidence, right = y_prob.max(axis=1), y_prob.argmax(axis=1) == y_true
+        share, mean = calibration_curve(right, confidence.clip(0, 1), n_bins=BINS)
+        ax.plot(mean, share, marker="o", markersize=4, color=f"C{color}", label=name)
+        # A histogram along the bottom: points that stand on few images say little.
+        height, edges = np.histogram(confidence, np.linspace(0, 1, BINS + 1))
+        ax.stairs(0.2 * height / max(1, height.max()), edges, color=f"C{color}", alpha=0.6)
+    ax.set(xlabel="confidence", ylabel="share right", xlim=(0, 1), ylim=(0, 1.02))
+    ax.set_title("Reliability (steps below: images at that confidence)", fontsize=10)
+    ax.legend(loc="upper left")
+    return ax
+
+
+def plot_risk_coverage(referral: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
+    """Error and missed malignant lesions, by the share of images judged without a doctor.
+
+    Args:
+        referral: from `calibration.compute_referral`.
+        ax: where to draw.
+    """
+    ax = ax or _new_axes(6, 4)
+    coverage = [row["coverage"] for row in referral]
+    names = {"error": "judged wrongly", "missed": "malignant images called benign, not referred"}
+    for name, label in names.items():
+        low, value, high = (
+            np.array([r[name][end] for r in referral], float) for end in ("low", "value", "high")
+        )
+        ax.plot(coverage, value, marker="o", markersize=3, label=label)
+        ax.fill_between(coverage, low, high, alpha=0.15)
+    ax.set(xlabel="images judged, the rest referred", ylabel="share", xlim=(0, 1), ylim=(0, None))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set_title("Risk when uncertain images are referred")
+    ax.legend()
+    return ax
+
+
+def plot_forest(
+    rows: pd.DataFrame, *, title: str, reference: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """Figures with their intervals, one below the other.
+
+    Args:
+        rows: `label`, `value`, `low`, `high`.
+        title: of the plot.
+        reference: where to draw a line, such as the figure of all images, or 0 for differences.
+        ax: where to draw.
+    """
+    ax = ax or _new_axes(6.5, 0.28 * len(rows) + 1.1)
+    positions = np.arange(len(rows))
+    if reference is not None:
+        ax.axvline(reference, color="lightgray", linestyle="--")
+    ax.hlines(positions, rows["low"], rows["high"], color="C0", linewidth=2, alpha=0.5)
+    ax.plot(rows["value"], positions, "o", color="C0", markersize=5)
+    ax.set_yticks(positions, rows["label"], fontsize=8)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_title(title)
+    return ax
+
+
+def plot_probabilities(probabilities: dict[str, float], ax: Axes | None = None) -> Axes:
+    """Bars: the confidence of all seven classes for one image."""
+    ax = ax or _new_axes(6, 2.8)
+    codes = sorted(probabilities, key=probabilities.__getitem__, reverse=True)
+    names = [CLASS_NAMES[LABEL_OF[code]] for code in codes]
+    bars = ax.barh(names, [probabilities[code] for code in codes])
+    ax.bar_label(bars, fmt="{:.1%}", padding=3)
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 1.2), xlabel="confidence", ylabel="")
+    return ax
+
+
+def caption(figure: Figure | SubFigure, *, synthetic: bool) -> None:
+    """Write below a figure that it was made from the synthetic sample, if it was."""
+    if synthetic:
+        figure.text(0.5, -0.02, SYNTHETIC_NOTE, ha="center", va="top", fontsize=9, color="dimgray")
+
+
+def save_figure(figure: Figure | SubFigure, path: Path) -> Path:
+    """Write a figure as PNG and close it."""
+    whole = figure.figure
+    write_atomically(path, lambda part: whole.savefig(part, dpi=120, bbox_inches="tight"))
+    plt.close(whole)
+    return path
+
+
+def _new_axes(width: float, height: float) -> Axes:
+    return plt.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def _against_the_rest(
+    y_true: np.ndarray, y_prob: np.ndarray, metrics: Mapping[str, Any], figure: str
+) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
+    """Truth, score and style of each class that has cases, and of malignant against benign."""
+    curves = [
+        (code, y_true == c, y_prob[:, c], metrics["per_class"][code][figure])
+        for c, code in enumerate(CLASS_CODES)
+    ]
+    overall = metrics["overall"][f"malignant_{figure}"]
+    curves.append(("malignant", MALIGNANT[y_true], sum_malignant(y_prob), overall))
+    for name, truth, score, row in curves:
+        style = {"linewidth": 2.5, "color": "black"} if name == "malignant" else {"linewidth": 1.2}
+        if 0 < truth.sum() < len(y_true):
+            yield truth, score, style | {"label": f"{name} {format_figure(row)}"}

@@ -1,0 +1,1 @@
+"""Notebook 3: the network, its training, and prediction."""
