@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from skinlesion.config import Resize, Sampling
+from skinlesion.config import Resize
 from skinlesion.data.cache import MEMORY_BUDGET, make_array, make_key
 from skinlesion.files import InputError, name_some
 from skinlesion.machine import progress_bar
 
 if TYPE_CHECKING:
-    import tensorflow as tf
+    pass
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 MAX_PIXELS = 50_000_000
@@ -171,75 +170,6 @@ def find_unreadable(paths: Sequence[str | Path]) -> list[str]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         reading = progress_bar(pool.map(read, paths), "reading images", len(paths))
         return [reason for reason in reading if reason]
-
-
-def draw_order(labels: np.ndarray, sampling: Sampling, *, seed: int, epoch: int) -> np.ndarray:
-    """Which images an epoch trains on, in which order: a function of seed and epoch alone.
-
-    Args:
-        labels: int (n,).
-        sampling: `natural` takes each image once; `balanced` draws n images with replacement so
-            that all classes come equally often (Buda et al., arXiv:1710.05381).
-        seed: of the run.
-        epoch: from 0.
-
-    Returns:
-        int (n,), indices of images.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    if sampling == "natural":
-        return rng.permutation(len(labels))
-    counts = np.bincount(labels)
-    return rng.choice(len(labels), len(labels), p=1 / counts[labels] / np.count_nonzero(counts))
-
-
-def make_dataset(
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    batch_size: int,
-    class_weights: np.ndarray | None = None,
-    order: np.ndarray | None = None,
-) -> tf.data.Dataset:
-    """Batches for `fit` from decoded images.
-
-    The pixels stay bytes until the network takes them: a quarter of the memory to move.
-
-    Args:
-        images: (n, height, width, channels), of any type; stays where it is, also on disk: each
-            batch is gathered from it.
-        labels: int, (n,).
-        batch_size: images in a batch; the last batch may be smaller.
-        class_weights: float, (num_classes,): the weight of each image by its class.
-        order: indices of the images to take; None takes each as they come.
-
-    Returns:
-        A dataset of (images (b, height, width, channels), float32 one-hot (b, 7), float32 weights
-        (b,)).
-    """
-    import tensorflow as tf
-
-    from skinlesion.diagnoses import NUM_CLASSES
-
-    weights = np.ones(NUM_CLASSES) if class_weights is None else class_weights
-    weights = np.asarray(weights, np.float32)[labels]
-    one_hot = np.eye(NUM_CLASSES, dtype=np.float32)[labels]
-    order = np.arange(len(labels)) if order is None else order
-
-    # TensorFlow keeps the function until the process ends: it must not hold the images.
-    held = weakref.proxy(images)
-
-    def gather(indices: np.ndarray) -> np.ndarray:
-        return held[indices]
-
-    def assemble(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        batch = tf.numpy_function(gather, [indices], images.dtype)
-        batch = tf.ensure_shape(batch, (None, *images.shape[1:]))
-        return batch, tf.gather(one_hot, indices), tf.gather(weights, indices)
-
-    batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size).map(assemble).prefetch(2)
-    batches.images = images  # lives as long as the dataset
-    return batches
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

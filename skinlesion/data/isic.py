@@ -11,7 +11,7 @@ from skinlesion.files import InputError, name_some, write_csv
 _COLUMNS = [code.upper() for code in CLASS_CODES]
 
 
-def write_predictions(path: Path, image_ids: list[str], y_prob: np.ndarray) -> Path:
+def write_isic(path: Path, image_ids: list[str], y_prob: np.ndarray) -> Path:
     """Write probabilities in the form of ISIC 2018 Task 3: `image,MEL,NV,BCC,AKIEC,BKL,DF,VASC`.
 
     Args:
@@ -24,8 +24,8 @@ def write_predictions(path: Path, image_ids: list[str], y_prob: np.ndarray) -> P
     return write_csv(path, table)
 
 
-def read_predictions(path: Path) -> tuple[list[str], np.ndarray]:
-    """Read what `write_predictions` wrote, or any file of that form.
+def read_isic(path: Path) -> tuple[list[str], np.ndarray]:
+    """Read what `write_isic` wrote, or any file of that form.
 
     Returns:
         The image ids, and float64 (n, 7) with columns in the order of `labels.DIAGNOSES`.
@@ -60,13 +60,13 @@ def read_truth(path: Path) -> tuple[list[str], np.ndarray]:
     return names, values.argmax(axis=1)
 
 
-def read_predictions_for(path: Path, image_ids: list[str]) -> np.ndarray:
+def read_isic_for(path: Path, image_ids: list[str]) -> np.ndarray:
     """Read predictions in the order of `image_ids`; the file must be about exactly these images.
 
     Raises:
-        InputError: as `read_predictions`, or images missing or extra, by name.
+        InputError: as `read_isic`, or images missing or extra, by name.
     """
-    names, y_prob = read_predictions(path)
+    names, y_prob = read_isic(path)
     missing, extra = sorted(set(image_ids) - set(names)), sorted(set(names) - set(image_ids))
     if missing or extra:
         raise InputError(

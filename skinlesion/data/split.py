@@ -316,3 +316,12 @@ def _original_split(table: pd.DataFrame) -> pd.Series:
     train, validation = train_test_split(rest, test_size=ORIGINAL_SHARE, random_state=ORIGINAL_SEED)
     parts = zip(SPLITS, (train, validation, test), strict=True)
     return pd.concat([pd.Series(name, index=part.index) for name, part in parts])
+
+
+def is_same_split(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Whether two splits put the same images into the same parts, in whatever order."""
+
+    def sides(split: pd.DataFrame) -> dict[str, str]:
+        return dict(zip(split["image_id"], split["split"], strict=True))
+
+    return sides(one) == sides(other)

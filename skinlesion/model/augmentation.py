@@ -1,4 +1,4 @@
-"""Random transforms of training images, run in batches inside the training step."""
+"""Random transforms of training images, as layers in front of the classifier."""
 
 import math
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from skinlesion.config import Augmentation, MixingKind
+from skinlesion.config import Augmentation
 
 
 @keras.saving.register_keras_serializable("skinlesion")
@@ -79,76 +79,6 @@ class RandomAffine(keras.layers.Layer):
         return keras.random.uniform((count,), -largest, largest, seed=self.seed_generator)
 
 
-class RandomFlipAndTurn(keras.layers.Layer):
-    """Flips of each image or feature map, and, where it is square, quarter turns: no resampling.
-
-    A convolution of a flipped image is nearly the flipped convolution of the image: nearly, as
-    kernels are not symmetric. So this is the part of the augmentation that can follow features
-    which were computed once.
-
-    Args:
-        seed: of the random draws.
-    """
-
-    def __init__(self, *, seed: int) -> None:
-        super().__init__()
-        self.seed_generator = keras.random.SeedGenerator(seed)
-
-    def call(self, images: Any, training: bool = False) -> Any:
-        """Transform a batch (b, height, width, channels); outside training, return it as it is."""
-        if not training:
-            return images
-        images = self._choose(images[:, ::-1], images)
-        images = self._choose(images[:, :, ::-1], images)
-        if images.shape[1] == images.shape[2]:
-            images = self._choose(ops.transpose(images, (0, 2, 1, 3)), images)
-        return images
-
-    def _choose(self, one: Any, other: Any) -> Any:
-        """For each image one or the other, with probability 1/2."""
-        shape = (ops.shape(one)[0], 1, 1, 1)
-        return ops.where(keras.random.uniform(shape, seed=self.seed_generator) < 0.5, one, other)
-
-
-class Mixing(keras.layers.Layer):
-    """Blends the images of a batch in pairs, and their labels alike.
-
-    Args:
-        kind: `mixup` (Zhang et al., arXiv:1710.09412) or `cutmix` (Yun et al., arXiv:1905.04899).
-        alpha: both parameters of the beta distribution from which the share of the first image
-            is drawn, once for each batch.
-        seed: of the random draws.
-    """
-
-    def __init__(self, kind: MixingKind, *, alpha: float, seed: int) -> None:
-        super().__init__(dtype="float32")
-        self.kind, self.alpha = kind, alpha
-        self.seed_generator = keras.random.SeedGenerator(seed)
-
-    def call(self, images: Any, labels: Any) -> tuple[Any, Any]:
-        """From float (b, height, width, channels) and (b, classes) to the same."""
-        partner = keras.random.shuffle(ops.arange(ops.shape(images)[0]), seed=self.seed_generator)
-        others, other_labels = ops.take(images, partner, axis=0), ops.take(labels, partner, axis=0)
-        share = keras.random.beta((), self.alpha, self.alpha, seed=self.seed_generator)
-        if self.kind == "mixup":
-            mixed = share * images + (1 - share) * others
-        else:
-            inside = self._draw_rectangle(share, *images.shape[1:3])
-            mixed = ops.where(inside, others, images)
-            share = 1 - ops.mean(ops.cast(inside, "float32"))
-        return mixed, share * labels + (1 - share) * other_labels
-
-    def _draw_rectangle(self, share: Any, height: int, width: int) -> Any:
-        """Bool (1, height, width, 1): of about 1 - `share` of the area, cut off at the border."""
-        side = ops.sqrt(1 - share)
-        inside = []
-        for length in (height, width):
-            center = keras.random.uniform((), 0, length, seed=self.seed_generator)
-            distance = ops.abs(ops.arange(length, dtype="float32") + 0.5 - center)
-            inside.append(distance < side * length / 2)
-        return ops.reshape(inside[0][:, None] & inside[1][None, :], (1, height, width, 1))
-
-
 def make_augmentation(kind: Augmentation, *, seed: int) -> keras.Sequential:
     """The augmentation of a recipe, as a model from float images in [0, 255] to the same.
 
@@ -160,26 +90,20 @@ def make_augmentation(kind: Augmentation, *, seed: int) -> keras.Sequential:
             the best entries of ISIC 2018 (Codella et al., arXiv:1902.03368). `none`.
         seed: of the random draws.
     """
-    layers: dict[Augmentation, list[keras.layers.Layer]] = {
-        "original": [
-            RandomAffine(
-                rotation=10, zoom=0.1, keep_aspect=False, flip=False, fill_mode="nearest", seed=seed
-            )
-        ],
-        "dermatoscopic": [
-            RandomAffine(
-                rotation=180, zoom=0.15, keep_aspect=True, flip=True, fill_mode="reflect", seed=seed
-            ),
-            keras.layers.RandomBrightness(0.1, value_range=(0, 255), seed=seed + 1),
-            keras.layers.RandomContrast(0.1, value_range=(0, 255), seed=seed + 2),
-        ],
-        "none": [keras.layers.Identity()],
-    }
-    return keras.Sequential(layers[kind], name="augmentation")
-
-
-def make_feature_augmentation(kind: Augmentation, *, seed: int) -> keras.layers.Layer | None:
-    """What of `make_augmentation` can be done to feature maps; None where nothing can."""
+    # In float32 whatever the precision of the classifier: half precision has too few steps for
+    # values up to 255.
+    exact = {"dtype": "float32"}
+    layers: list[keras.layers.Layer]
     if kind == "original":
-        return None
-    return RandomFlipAndTurn(seed=seed) if kind == "dermatoscopic" else keras.layers.Identity()
+        zoom = {"rotation": 10, "zoom": 0.1, "keep_aspect": False, "flip": False}
+        layers = [RandomAffine(**zoom, fill_mode="nearest", seed=seed, **exact)]
+    elif kind == "dermatoscopic":
+        any_way = {"rotation": 180, "zoom": 0.15, "keep_aspect": True, "flip": True}
+        layers = [
+            RandomAffine(**any_way, fill_mode="reflect", seed=seed, **exact),
+            keras.layers.RandomBrightness(0.1, value_range=(0, 255), seed=seed + 1, **exact),
+            keras.layers.RandomContrast(0.1, value_range=(0, 255), seed=seed + 2, **exact),
+        ]
+    else:
+        layers = [keras.layers.Identity(**exact)]
+    return keras.Sequential(layers, name="augmentation")

@@ -1,63 +1,57 @@
-"""What this machine computes with: its GPUs, and the precision that they gain by."""
+"""What this machine computes with: its GPUs, and the precision that suits them."""
 
 import os
 import platform
+from typing import Any
 
 import tensorflow as tf
 
-from skinlesion.config import Config, Precision
 from skinlesion.files import InputError
 
-CPU_CORE_RATE = 10
-"""Training images a second and core at 128x128, seen on a server's processor."""
-GPU_RATE = 400
-"""Training images a second at 128x128: a guess for one T4, for telling minutes from hours."""
 TENSOR_CORES = (7, 0)
-"""Compute capability from which a GPU is faster with half precision:
+"""Compute capability from which a GPU is faster in half precision:
 https://www.tensorflow.org/guide/mixed_precision."""
 
 
-def make_strategy() -> tf.distribute.Strategy:
-    """One that uses every GPU of this machine.
+def make_strategy(batch_size: int) -> tf.distribute.Strategy:
+    """The strategy that uses every GPU of this machine.
 
-    The batch of the settings is divided among the GPUs, so that a run has the same steps, the same
-    learning rates and, BatchNorm being synchronised, the same result however many there are, but
-    for what is random: each GPU draws the same augmentation for its own images.
+    A batch is divided among the GPUs, and BatchNorm is synchronised, so that a run has the same
+    steps and learning rates on any number of GPUs. Random transforms are an exception: each GPU
+    draws the same ones for its own images.
+
+    Args:
+        batch_size: images in a training step.
+
+    Raises:
+        InputError: the batch cannot be divided evenly.
     """
-    several = len(tf.config.list_logical_devices("GPU")) > 1
-    return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
-
-
-def require_even_shares(batch_size: int, devices: int) -> None:
-    """Raise `InputError` unless a batch can be divided among the GPUs."""
-    if batch_size % devices:
+    gpus = len(tf.config.list_logical_devices("GPU"))
+    if gpus < 2:
+        return tf.distribute.get_strategy()
+    if batch_size % gpus:
         raise InputError(
-            f"a batch of {batch_size} images cannot be shared out evenly among {devices} GPUs: "
-            "choose a multiple with --batch-size"
+            f"a batch of {batch_size} images cannot be divided evenly among {gpus} GPUs: choose a "
+            "multiple with --batch-size"
         )
+    return tf.distribute.MirroredStrategy()
 
 
-def choose_precision(wanted: Precision) -> str:
-    """The Keras policy to train with: `float32` or `mixed_float16`."""
+def choose_precision(wanted: str) -> str:
+    """Return the Keras dtype policy to train with: `float32` or `mixed_float16`."""
     if wanted != "auto":
         return wanted
-    details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
-    capabilities = [detail.get("compute_capability", (0, 0)) for detail in details]
+    capabilities = [detail.get("compute_capability", (0, 0)) for detail in _gpu_details()]
     fast = capabilities and min(capabilities) >= TENSOR_CORES
     return "mixed_float16" if fast else "float32"
 
 
 def describe_device() -> str:
-    """The names of the GPUs, or the kind of the processor."""
-    details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
-    names = [detail.get("device_name", "GPU") for detail in details]
+    """Name the GPUs, or the kind of the processor."""
+    names = [detail.get("device_name", "GPU") for detail in _gpu_details()]
     return ", ".join(names) or f"CPU ({platform.machine()}, {os.cpu_count()} cores)"
 
 
-def estimate_duration(config: Config, images: int) -> str:
-    """A rough guess, before the first epoch tells: from images, pixels and cores."""
-    height, width = config.image_size
-    gpus = len(tf.config.list_physical_devices("GPU"))
-    rate = gpus * GPU_RATE if gpus else CPU_CORE_RATE * (os.cpu_count() or 1)
-    seconds = config.epochs * images / (rate * 128 * 128 / (height * width))
-    return f"very roughly {max(1, round(seconds / 60)):,} minutes"
+def _gpu_details() -> list[dict[str, Any]]:
+    devices = tf.config.list_physical_devices("GPU")
+    return [tf.config.experimental.get_device_details(device) for device in devices]

@@ -1,100 +1,118 @@
-"""Fit a logistic regression on features of the network, which itself stays as it is."""
+"""Fit the last layer as a logistic regression on the features of the pretrained layers."""
 
-import time
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from skinlesion.config import Config
 from skinlesion.diagnoses import NUM_CLASSES
 from skinlesion.files import write_csv
-from skinlesion.model.resnet50 import run_batches
-from skinlesion.model.train import balanced_class_weights
+from skinlesion.machine import progress_bar, say
+from skinlesion.model.resnet50 import find_part, pretrained_weights
+from skinlesion.model.run import Run
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-"""Inverse regularisation strengths (scikit-learn's `C`) tried for a regression."""
+"""Inverse regularisation strengths (scikit-learn's `C`) that are tried."""
 MAX_ITERATIONS = 300
 """Of scikit-learn's solver; more changes little."""
 
 
-def fit_regression(
-    model: keras.Model,
+def fit_linear_probe(
+    model: keras.Sequential,
+    train: tf.data.Dataset,
+    validation: tf.data.Dataset,
+    run: Run,
     config: Config,
-    *,
-    train: tuple[np.ndarray, np.ndarray],
-    validation: tuple[np.ndarray, np.ndarray],
-    out: Path,
 ) -> pd.DataFrame:
-    """Fit the last layer of `model` in place as a logistic regression, the rest staying as it is.
+    """Fit the last layer of `model` in place as a logistic regression; the rest stays as it is.
 
-    The features are computed once. Of `STRENGTHS`, the regularisation with the lowest validation
-    loss is taken; with balanced class weights this loss is balanced too. The regression becomes
-    the last layer's kernel and bias, so that everything else treats the model as any other.
+    Of `STRENGTHS`, the one with the lowest weighted validation loss is taken. Starting from a
+    fitted head keeps the pretrained layers from being distorted by the first steps of fine-tuning
+    (Kumar et al., arXiv:2202.10054). Nothing is done if the settings do not ask for it, without
+    pretrained weights, and for a run that already has finished epochs.
 
     Args:
         model: from `build_model` with a pooled head.
+        train: from `make_datasets`.
+        validation: from `make_datasets`.
+        run: gets `linear_probe.csv`, a row for each of `STRENGTHS`.
         config: the settings.
-        train: uint8 images (n, height, width, 3) and int labels (n,).
-        validation: the same.
-        out: CSV file of the history: a row for each of `STRENGTHS`.
 
     Returns:
-        The history.
+        The same table: C, accuracy, loss, val_accuracy, val_loss; empty if nothing was done.
     """
-    describe = keras.Model(model.input, model.get_layer("head_pool").output)
-    parts = {}
-    for name, (images, _) in (("train", train), ("validation", validation)):
-        size = config.batch_size
-        batches = (images[i : i + size] for i in range(0, len(images), size))
-        described = run_batches(describe, batches, len(images), f"features, {name}")
-        parts[name] = np.concatenate(list(described)).astype(np.float64)
-    scaler = StandardScaler().fit(parts["train"])
-    balanced = "balanced" if config.class_weights == "balanced" else None
-    weights = balanced_class_weights(train[1]) if balanced else np.ones(NUM_CLASSES)
-    rows: list[dict[str, Any]] = []
-    best: tuple[np.ndarray, np.ndarray] | None = None
+    if not config.linear_probe or not pretrained_weights(model).layers or run.has_finished_epochs:
+        return pd.DataFrame()
+    say("train: fitting the head as a logistic regression")
+    classifier = find_part(model, "classifier")
+    x, labels, weights = _describe(classifier, train, "features, train")
+    val_x, val_labels, val_weights = _describe(classifier, validation, "features, validation")
+    scaler = StandardScaler().fit(x)
+    rows: list[dict[str, float]] = []
+    best: list[np.ndarray] = []
     for strength in STRENGTHS:
-        started = time.perf_counter()
-        regression = LogisticRegression(C=strength, class_weight=balanced, max_iter=MAX_ITERATIONS)
-        regression.fit(scaler.transform(parts["train"]), train[1])
-        row = {"epoch": len(rows) + 1, "phase": "regression", "C": strength}
-        for prefix, name, labels in (
-            ("", "train", train[1]),
-            ("val_", "validation", validation[1]),
-        ):
-            y_prob = np.zeros((len(labels), NUM_CLASSES))
-            y_prob[:, regression.classes_] = regression.predict_proba(scaler.transform(parts[name]))
-            row[f"{prefix}accuracy"] = float((y_prob.argmax(axis=1) == labels).mean())
-            certain = np.maximum(y_prob[np.arange(len(labels)), labels], np.finfo(float).eps)
-            row[f"{prefix}loss"] = float(np.average(-np.log(certain), weights=weights[labels]))
-        row["images_per_second"] = round(len(train[1]) / (time.perf_counter() - started), 2)
+        regression = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS)
+        regression.fit(scaler.transform(x), labels, sample_weight=weights)
+        row = {"C": strength}
+        row |= _measure(regression, scaler.transform(x), labels, weights, "")
+        row |= _measure(regression, scaler.transform(val_x), val_labels, val_weights, "val_")
         if not rows or row["val_loss"] < min(other["val_loss"] for other in rows):
-            best = _as_layer(regression, scaler)
+            best = _to_layer(regression, scaler)
         rows.append(row)
-        write_csv(out, pd.DataFrame(rows))
-    assert best is not None
-    model.layers[-1].set_weights(best)
-    return pd.DataFrame(rows)
+    find_part(model, "head").get_layer("probabilities").set_weights(best)
+    table = pd.DataFrame(rows)
+    write_csv(run.folder / "linear_probe.csv", table)
+    return table
 
 
-def _as_layer(
-    regression: LogisticRegression, scaler: StandardScaler
-) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and bias of a dense layer that says what scaler and regression say together."""
-    features = len(scaler.mean_)
-    kernel = np.zeros((features, NUM_CLASSES))
+def _describe(
+    classifier: keras.Sequential, images: tf.data.Dataset, title: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features float64 (n, channels), labels int (n,) and weights float (n,) of a dataset."""
+    head = classifier.get_layer("head")
+    image = keras.Input(classifier.input_shape[1:])
+    maps = classifier.get_layer("backbone")(classifier.get_layer("preprocessing")(image))
+    describe = keras.Model(image, head.get_layer("pool")(maps))
+    compute = tf.function(lambda batch: describe(batch, training=False), reduce_retracing=True)
+    parts: list[tuple[Any, ...]] = []
+    for batch, labels, weights in progress_bar(images, title, len(images), unit="batch"):
+        parts.append((compute(batch).numpy(), labels.numpy(), weights.numpy()))
+    features, labels, weights = map(np.concatenate, zip(*parts, strict=True))
+    return features.astype(np.float64), labels, weights
+
+
+def _measure(
+    regression: LogisticRegression,
+    x: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    name: str,
+) -> dict[str, float]:
+    """Accuracy and weighted log loss in nats, with `name` in front of their names."""
+    y_prob = np.zeros((len(labels), NUM_CLASSES))
+    y_prob[:, regression.classes_] = regression.predict_proba(x)
+    certain = np.maximum(y_prob[np.arange(len(labels)), labels], np.finfo(float).eps)
+    return {
+        f"{name}accuracy": float((y_prob.argmax(axis=1) == labels).mean()),
+        f"{name}loss": float(np.average(-np.log(certain), weights=weights)),
+    }
+
+
+def _to_layer(regression: LogisticRegression, scaler: StandardScaler) -> list[np.ndarray]:
+    """Kernel and bias of the dense layer that does what scaler and regression do together."""
+    kernel = np.zeros((len(scaler.mean_), NUM_CLASSES))
     # A class without training images gets no probability.
     bias = np.full(NUM_CLASSES, -1e4)
-    scaled = regression.coef_ / scaler.scale_
-    coefficients, intercepts = scaled, regression.intercept_ - scaled @ scaler.mean_
+    coefficients = regression.coef_ / scaler.scale_
+    intercepts = regression.intercept_ - coefficients @ scaler.mean_
     if len(regression.classes_) == 2:  # scikit-learn keeps only the second class's
-        coefficients = np.stack([np.zeros(features), coefficients[0]])
+        coefficients = np.stack([np.zeros(len(scaler.mean_)), coefficients[0]])
         intercepts = np.array([0.0, intercepts[0]])
     kernel[:, regression.classes_] = coefficients.T
     bias[regression.classes_] = intercepts
-    return kernel, bias
+    return [kernel, bias]

@@ -1,26 +1,27 @@
-"""The network: preprocessing, a ResNet50 backbone and a head, in one model."""
+"""The classifier: preprocessing, a ResNet50 backbone and a head, with augmentation in front."""
 
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import keras
 import numpy as np
 import tensorflow as tf
 
-from skinlesion.config import STAGES, Head, Preprocessing
+from skinlesion.config import STAGES, Config
 from skinlesion.data.images import load_images
 from skinlesion.diagnoses import NUM_CLASSES
 from skinlesion.files import InputError
 from skinlesion.machine import progress_bar
+from skinlesion.model.augmentation import make_augmentation
+from skinlesion.model.devices import choose_precision, make_strategy
 
-BACKBONE_NAME = "resnet50"
-SMALLEST_SIZE: dict[Head, int] = {"original": 97, "pooled": 32}
-"""Least height and width in pixels: ResNet50 divides both by 32, rounding up, and the original
-head's 3x3 convolution and 2x2 pooling need a feature map of 4x4 at least. Keras takes no less than
-32 pixels."""
+SMALLEST_SIZE = {"original": 97, "pooled": 32}
+"""Least height and width in pixels for each head. ResNet50 divides both by 32, rounding up; the
+original head needs a feature map of 4x4, and Keras takes no image below 32 pixels."""
 
 STAGE_OUTPUTS = {
     "conv2": "conv2_block3_out",
@@ -35,11 +36,15 @@ WEIGHTS_URL = (
     "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 )
 WEIGHTS_MD5 = "4d473c1dd8becc155b73f8504c6f6626"
-"""What `keras.applications.ResNet50(weights="imagenet", include_top=False)` downloads: fetched here
-so that it goes through the same check and report as any other file."""
+"""The file that `keras.applications.ResNet50(weights="imagenet", include_top=False)` downloads. It
+is fetched here so that it goes through the same check as any other file of weights."""
+
+WARMUP_SHARE = 0.1
+"""Share of training in which the cosine schedule rises to its rate: Goyal et al., arXiv:1706.02677,
+warm up over the first 5 of 90 epochs; short runs need a larger share for the same effect."""
 
 FEATURE_BATCH = 64
-"""Images that are described at a time."""
+"""Images in a batch of `compute_features`."""
 
 DOWNLOAD_TIMEOUT = 30
 """Seconds without an answer after which the download of weights is given up."""
@@ -50,12 +55,12 @@ class WeightsUnavailableError(InputError):
 
 
 @dataclass(frozen=True)
-class LoadedWeights:
-    """Which layers of the backbone were given pretrained weights.
+class PretrainedWeights:
+    """Which layers of a backbone have pretrained weights.
 
     Attributes:
         source: `imagenet`, `none` or the path of a file.
-        layers: names of the layers that were loaded.
+        layers: names of the layers with pretrained weights.
         total: number of layers with weights in the backbone.
     """
 
@@ -71,282 +76,237 @@ class LoadedWeights:
         return f"{len(self.layers)} of {self.total} backbone layers loaded from {self.source}{tail}"
 
 
-def build_model(
-    *,
-    image_size: tuple[int, int],
-    weights: str = "imagenet",
-    preprocessing: Preprocessing = "imagenet",
-    head: Head = "original",
-    top_stage: str = "conv5",
-    batch_norm_momentum: float = 0.99,
-    precision: str = "float32",
-) -> tuple[keras.Model, LoadedWeights]:
-    """Build the classifier; with the original's head 24,801,223 parameters at 224x224.
+def build_model(config: Config) -> keras.Sequential:
+    """Build the model that is trained: `augmentation`, then `classifier`.
+
+    The classifier is what is saved and predicted with: `preprocessing`, `backbone` and `head`.
+    Fetch each part by its name with `get_layer`. Python, NumPy and TensorFlow are seeded first, so
+    that the same settings give the same initial weights. On several GPUs the model is built under
+    `tf.distribute.MirroredStrategy`.
 
     Args:
-        image_size: (height, width) in pixels, each at least `SMALLEST_SIZE[head]`.
-        weights: `imagenet` (downloaded by Keras), `none`, or an HDF5 file with weights for all
-            layers of the backbone or for some, which are found by name.
-        preprocessing: `imagenet` or, as the original did, `divide_by_255`; part of the model.
-        head: `original` or `pooled`; see `head_layers`.
-        top_stage: the last stage of ResNet50 that is used, `conv2` to `conv5`, or `pretrained`: the
-            last one for which weights were loaded, or `conv5` where none were.
-        batch_norm_momentum: of BatchNorm layers without pretrained weights. Keras' default of
-            0.99 needs hundreds of steps until the moving statistics can be used.
-        precision: the dtype policy of all layers but the last: `float32` or `mixed_float16`.
+        config: the settings.
 
     Returns:
-        The model, from RGB images in [0, 255], float (b, height, width, 3), to probabilities,
-        float (b, 7); and which backbone layers were loaded.
+        From RGB images in [0, 255], float (b, height, width, 3), to probabilities, float (b, 7).
+        Pretrained layers below `config.fine_tune_from` are frozen.
 
     Raises:
         InputError: the image size is too small, or the weights cannot be used.
         WeightsUnavailableError: `imagenet` could not be downloaded.
     """
-    smallest = SMALLEST_SIZE[head]
-    if min(image_size) < smallest:
-        raise InputError(
-            f"image size too small for the {head} head: height and width must be at least "
-            f"{smallest} pixels. Received: image_size={tuple(image_size)}"
-        )
+    keras.utils.set_random_seed(config.seed)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
     usual = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision)  # Keras' own ResNet50 takes it from nowhere else
+    strategy = make_strategy(config.batch_size)
+    keras.config.set_dtype_policy(choose_precision(config.precision))
     try:
-        backbone, loaded = build_backbone(image_size, weights, top_stage)
-        inputs = keras.Input((*image_size, 3), name="image")
-        x = backbone(_preprocess(inputs, preprocessing))
-        for layer in head_layers(head):
-            x = layer(x)
-        model = keras.Model(inputs, x, name="skin_lesion_classifier")
+        with strategy.scope():
+            augmentation = make_augmentation(config.augmentation, seed=config.seed)
+            classifier = build_classifier(config)
+            inputs = keras.Input((*config.image_size, 3), name="image")
+            model = keras.Sequential([inputs, augmentation, classifier], name="training")
     finally:
         keras.config.set_dtype_policy(usual)
-    for layer in backbone.layers:
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.name not in loaded.layers:
-            layer.momentum = batch_norm_momentum
-    return model, loaded
+    freeze(classifier.get_layer("backbone"), config)
+    for layer in batch_norms(model):
+        layer.synchronized = strategy.num_replicas_in_sync > 1
+    return model
 
 
-def frozen_stage(model: keras.Model) -> str | None:
-    """The last ResNet50 stage up to which nothing is trained, `conv2` to `conv5`; None: none."""
-    found = None
-    names = [layer.name for layer in model.get_layer(BACKBONE_NAME).layers]
-    for stage, output in STAGE_OUTPUTS.items():
-        if output not in names:
-            break
-        below = names[: names.index(output) + 1]
-        backbone = model.get_layer(BACKBONE_NAME)
-        if any(backbone.get_layer(name).trainable_weights for name in below):
-            break
-        found = stage
-    return found
+def build_classifier(config: Config) -> keras.Sequential:
+    """Build the classifier alone, in Keras' current precision.
 
-
-def split_model(
-    model: keras.Model, stage: str, preprocessing: Preprocessing
-) -> tuple[keras.Model, keras.Model]:
-    """Cut a classifier behind a stage; both parts share their layers with it.
-
-    Args:
-        model: from `build_model`.
-        stage: `conv2` to `conv5`, not above the model's own top stage.
-        preprocessing: the one that `model` was built with.
-
-    Returns:
-        From images to the feature maps of that stage, and from these to probabilities.
+    With the original's head it has 24,801,223 parameters at 224x224. `pretrained_weights` tells
+    which layers of its backbone were loaded. Arguments, result and errors: see `build_model`.
     """
-    backbone = model.get_layer(BACKBONE_NAME)
-    maps = backbone.get_layer(STAGE_OUTPUTS[stage]).output
-    inputs = keras.Input(model.input_shape[1:], name="image")
-    lower = keras.Model(backbone.input, maps)(_preprocess(inputs, preprocessing))
-    features = x = keras.Input(maps.shape[1:], name="features")
-    if maps is not backbone.output:
-        x = keras.Model(maps, backbone.output, name="upper_stages")(x)
-    for layer in model.layers[model.layers.index(backbone) + 1 :]:
-        x = layer(x)
-    return keras.Model(inputs, lower), keras.Model(features, x)
+    smallest = SMALLEST_SIZE[config.head]
+    if min(config.image_size) < smallest:
+        raise InputError(
+            f"image size too small for the {config.head} head: height and width must be at least "
+            f"{smallest} pixels. Received: image_size={config.image_size}"
+        )
+    backbone = build_backbone(config.image_size, config.weights, config.top_stage)
+    for layer in batch_norms(backbone):
+        if layer.name not in backbone.pretrained.layers:
+            layer.momentum = config.batch_norm_momentum
+    parts = [_make_preprocessing(config), backbone, _make_head(config.head)]
+    image = keras.Input((*config.image_size, 3), name="image")
+    return keras.Sequential([image, *parts], name="classifier")
 
 
-def add_features(model: keras.Model, stage: str) -> keras.Model:
-    """A classifier that also says how it sees an image: both come from one pass.
-
-    Args:
-        model: from `build_model`; shares its layers with the result.
-        stage: `conv2` to `conv5`, not above the model's own top stage.
-
-    Returns:
-        From images to probabilities, float (b, 7), and the pooled output of the stage, float
-        (b, channels).
-    """
-    backbone = model.get_layer(BACKBONE_NAME)
-    maps = backbone.get_layer(STAGE_OUTPUTS[stage]).output
-    # Operations, not layers: preprocessing is made of functions, which `layers` leaves out.
-    position = model.operations.index(backbone)
-    inner = keras.Model(backbone.input, [maps, backbone.output])
-    maps, x = inner(model.operations[position - 1].output)
-    for layer in model.operations[position + 1 :]:
-        x = layer(x)
-    return keras.Model(model.input, [x, keras.layers.GlobalAveragePooling2D()(maps)])
+def _make_preprocessing(config: Config) -> keras.layers.Layer:
+    if config.preprocessing == "divide_by_255":
+        return keras.layers.Rescaling(1 / 255, name="preprocessing")
+    image = keras.Input((*config.image_size, 3))
+    prepared = keras.applications.resnet50.preprocess_input(image)
+    return keras.Model(image, prepared, name="preprocessing")
 
 
-def _preprocess(inputs: keras.KerasTensor, preprocessing: Preprocessing) -> keras.KerasTensor:
-    if preprocessing == "imagenet":
-        return keras.applications.resnet50.preprocess_input(inputs)
-    return keras.layers.Rescaling(1 / 255, name="divide_by_255")(inputs)
-
-
-def head_layers(head: Head) -> list[keras.layers.Layer]:
-    """From feature maps to probabilities: the original notebook's layers, or pooling and one layer.
-
-    The softmax stays in float32 whatever the precision of the rest.
-    """
+def _make_head(head: str) -> keras.Sequential:
+    """From feature maps to probabilities. The softmax is float32 in any precision."""
     probabilities = keras.layers.Dense(
         NUM_CLASSES, activation="softmax", dtype="float32", name="probabilities"
     )
     if head == "pooled":
-        return [
-            keras.layers.GlobalAveragePooling2D(name="head_pool"),
-            keras.layers.Dropout(0.4, name="head_dropout"),
+        layers = [
+            keras.layers.GlobalAveragePooling2D(name="pool"),
+            keras.layers.Dropout(0.4, name="dropout"),
             probabilities,
         ]
-    return [
-        keras.layers.Conv2D(64, 3, activation="relu", name="head_conv"),
-        keras.layers.MaxPooling2D(2, name="head_pool"),
-        keras.layers.Dropout(0.4, name="head_dropout_1"),
-        keras.layers.Flatten(name="head_flatten"),
-        keras.layers.Dense(128, activation="relu", name="head_dense"),
-        keras.layers.Dropout(0.4, name="head_dropout_2"),
-        probabilities,
-    ]
+    else:
+        layers = [
+            keras.layers.Conv2D(64, 3, activation="relu", name="conv"),
+            keras.layers.MaxPooling2D(2, name="pool"),
+            keras.layers.Dropout(0.4, name="dropout_1"),
+            keras.layers.Flatten(name="flatten"),
+            keras.layers.Dense(128, activation="relu", name="dense"),
+            keras.layers.Dropout(0.4, name="dropout_2"),
+            probabilities,
+        ]
+    return keras.Sequential(layers, name="head")
 
 
 def build_backbone(
     image_size: tuple[int, int], weights: str, top_stage: str = "conv5"
-) -> tuple[keras.Model, LoadedWeights]:
-    """ResNet50 without its top, and which of its layers were loaded. Arguments: `build_model`."""
+) -> keras.Model:
+    """Build ResNet50 without its top, cut behind a stage, with pretrained weights.
+
+    Args:
+        image_size: (height, width) in pixels.
+        weights: `imagenet` (downloaded), `none`, or a legacy Keras HDF5 file with weights for all
+            layers or for some of them, which are found by name.
+        top_stage: see `Config.top_stage`.
+
+    Raises:
+        InputError: the file holds no layer of Keras' ResNet50, or does not fit it.
+    """
     backbone = keras.applications.ResNet50(
-        include_top=False, weights=None, input_shape=(*image_size, 3), name=BACKBONE_NAME
+        include_top=False, weights=None, input_shape=(*image_size, 3), name="backbone"
     )
     path = None
     if weights != "none":
-        path = _download_imagenet() if weights == "imagenet" else Path(weights)
+        path = download_imagenet() if weights == "imagenet" else Path(weights)
     in_file = _layers_in(path) if path else set()
     if top_stage == "pretrained":
         top_stage = _last_stage(backbone, in_file)
     if top_stage != STAGES[-1]:
         output = backbone.get_layer(STAGE_OUTPUTS[top_stage]).output
-        backbone = keras.Model(backbone.input, output, name=BACKBONE_NAME)
+        backbone = keras.Model(backbone.input, output, name="backbone")
     ours = {layer.name for layer in backbone.layers if layer.weights}
-    if path is None:
-        return backbone, LoadedWeights("none", frozenset(), len(ours))
     names = in_file & ours
-    if not names:
-        raise InputError(f"{path}: holds no layer of Keras' ResNet50; nothing was loaded")
-    try:
-        # On the backbone itself: an outer model that nests it would load nothing and say nothing.
-        backbone.load_weights(path, by_name=True)
-    except ValueError as error:
-        raise InputError(f"{path}: does not fit Keras' ResNet50 ({error})") from error
-    return backbone, LoadedWeights(weights, frozenset(names), len(ours))
+    if path is not None:
+        if not names:
+            raise InputError(f"{path}: holds no layer of Keras' ResNet50; nothing was loaded")
+        try:
+            # On the backbone itself: an outer model that nests it would load nothing, silently.
+            backbone.load_weights(path, by_name=True)
+        except ValueError as error:
+            raise InputError(f"{path}: does not fit Keras' ResNet50 ({error})") from error
+    backbone.pretrained = PretrainedWeights(weights, frozenset(names), len(ours))
+    return backbone
 
 
-def _last_stage(backbone: keras.Model, names: set[str]) -> str:
-    """The last stage up to which all layers are among `names`; `conv5` where there is none."""
-    missing = [layer.name for layer in backbone.layers if layer.weights and layer.name not in names]
-    first = min((STAGES.index(name[:5]) for name in missing), default=len(STAGES))
-    return STAGES[first - 1] if first > 1 else STAGES[-1]
+def pretrained_weights(model: keras.Model) -> PretrainedWeights:
+    """Which layers are pretrained, of a model, a classifier or a backbone built here."""
+    return find_part(model, "backbone").pretrained
 
 
-def top_stage_of(model: keras.Model) -> str:
-    """The last ResNet50 stage of a classifier."""
-    output = model.get_layer(BACKBONE_NAME).layers[-1].name
+def find_part(model: keras.Model, name: str) -> Any:
+    """A part of a model by its name, in the model itself or in its classifier."""
+    if model.name == name:
+        return model
+    names = [layer.name for layer in model.layers]
+    return (
+        model.get_layer(name) if name in names else find_part(model.get_layer("classifier"), name)
+    )
+
+
+def top_stage_of(backbone: keras.Model) -> str:
+    """The last ResNet50 stage of a backbone, `conv2` to `conv5`."""
+    output = backbone.layers[-1].name
     return next(stage for stage, name in STAGE_OUTPUTS.items() if name == output)
+
+
+def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """The BatchNorm layers of a model's backbone."""
+    layers = find_part(model, "backbone").layers
+    return [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+
+
+def freeze(backbone: keras.Model, config: Config) -> None:
+    """Freeze exactly the pretrained layers that the settings do not train.
+
+    These are the stages below `fine_tune_from`, and without `train_batch_norm` all pretrained
+    BatchNorm layers: they keep their statistics and run in inference mode, as
+    https://keras.io/guides/transfer_learning/ advises.
+    """
+    trained = STAGES[STAGES.index(config.fine_tune_from) :]
+    for layer in backbone.layers:
+        batch_norm = isinstance(layer, keras.layers.BatchNormalization)
+        kept = not layer.name.startswith(trained) or (batch_norm and not config.train_batch_norm)
+        layer.trainable = not (layer.name in backbone.pretrained.layers and kept)
+
+
+def make_optimizer(model: keras.Model, config: Config, *, steps: int) -> keras.optimizers.Adam:
+    """Adam at the rate of the settings, with their schedule.
+
+    Args:
+        model: from `build_model`; decides which of the two rates is used.
+        config: the settings.
+        steps: training steps in an epoch, such as `len(train)`.
+    """
+    pretrained = bool(pretrained_weights(model).layers)
+    rate: Any = config.learning_rate if pretrained else config.scratch_learning_rate
+    if config.schedule == "cosine":
+        total = steps * max(1, config.epochs)
+        warmup = max(1, round(WARMUP_SHARE * total))
+        rate = keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=rate / 100,
+            warmup_target=rate,
+            warmup_steps=warmup,
+            decay_steps=max(1, total - warmup),
+            alpha=0.01,
+        )
+    with model.distribute_strategy.scope():
+        return keras.optimizers.Adam(rate)
 
 
 def compute_features(
     paths: Sequence[Path], *, weights: str, image_size: tuple[int, int] = (120, 160)
 ) -> np.ndarray:
-    """Describe images by the pooled output of ResNet50's middle stages, `conv3` and `conv4`.
+    """Describe images by the pooled outputs of ResNet50's middle stages, `conv3` and `conv4`.
 
     Args:
         paths: image files.
-        weights: as for `build_model`; random ones describe nothing.
-        image_size: (height, width) in pixels at which they are described.
+        weights: see `build_backbone`; features of random weights mean nothing.
+        image_size: (height, width) in pixels at which the images are described.
 
     Returns:
         float32 (n, 1536).
     """
-    backbone, _ = build_backbone(image_size, weights, "conv4")
+    backbone = build_backbone(image_size, weights, "conv4")
     outputs = [backbone.get_layer(STAGE_OUTPUTS[stage]).output for stage in ("conv3", "conv4")]
     pooled = [keras.layers.GlobalAveragePooling2D()(output) for output in outputs]
-    inputs = keras.Input((*image_size, 3))
-    ready = keras.applications.resnet50.preprocess_input(inputs)
-    describe = keras.Model(
-        inputs, keras.Model(backbone.input, keras.layers.Concatenate()(pooled))(ready)
-    )
-    batches = (
-        load_images(paths[start : start + FEATURE_BATCH], image_size=image_size)
-        for start in range(0, len(paths), FEATURE_BATCH)
-    )
-    return np.concatenate(list(run_batches(describe, batches, len(paths), "computing features")))
+    describe = keras.Model(backbone.input, keras.layers.Concatenate()(pooled))
+    parts = []
+    starts = range(0, len(paths), FEATURE_BATCH)
+    for start in progress_bar(starts, "computing features", len(starts), unit="batch"):
+        images = load_images(paths[start : start + FEATURE_BATCH], image_size=image_size)
+        prepared = keras.applications.resnet50.preprocess_input(images.astype(np.float32))
+        parts.append(describe.predict_on_batch(prepared))
+    return np.concatenate(parts)
 
 
-def run_batches(
-    model: keras.Model, batches: Iterable[np.ndarray], images: int, title: str
-) -> Iterator[np.ndarray]:
-    """The output of a model for uint8 batches, outside training, with a progress bar.
-
-    One GPU of several does it: with `keras.Model.predict_on_batch`, each would answer for the whole
-    batch.
-
-    Args:
-        model: from float images.
-        batches: uint8 (b, height, width, 3) each.
-        images: how many there are together.
-        title: of the bar.
-    """
-    compute = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
-    with progress_bar(None, title, images) as bar:
-        for batch in batches:
-            yield compute(tf.cast(batch, tf.float32)).numpy()
-            bar.update(len(batch))
+def _last_stage(backbone: keras.Model, names: set[str]) -> str:
+    """The last stage up to which all layers are among `names`; `conv5` if there is none."""
+    missing = [layer.name for layer in backbone.layers if layer.weights and layer.name not in names]
+    first = min((STAGES.index(name[:5]) for name in missing), default=len(STAGES))
+    return STAGES[first - 1] if first > 1 else STAGES[-1]
 
 
-def freeze_pretrained(model: keras.Model, loaded: LoadedWeights) -> None:
-    """Train exactly the layers without pretrained weights; compile the model afterwards."""
-    backbone = model.get_layer(BACKBONE_NAME)
-    for layer in backbone.layers:
-        layer.trainable = layer.name not in loaded.layers
-
-
-def unfreeze(
-    model: keras.Model, loaded: LoadedWeights, *, fine_tune_from: str, train_batch_norm: bool
-) -> None:
-    """Train the backbone from one stage on; compile the model afterwards.
-
-    Args:
-        model: from `build_model`.
-        loaded: which layers are pretrained; the others are trained in any case.
-        fine_tune_from: the first stage to train, `conv1` to `conv5`.
-        train_batch_norm: if False, pretrained BatchNorm layers keep their statistics and run in
-            inference mode, as https://keras.io/guides/transfer_learning/ advises.
-    """
-    trained = STAGES[STAGES.index(fine_tune_from) :]
-    for layer in model.get_layer(BACKBONE_NAME).layers:
-        batch_norm = isinstance(layer, keras.layers.BatchNormalization)
-        kept = batch_norm and not train_batch_norm
-        layer.trainable = layer.name not in loaded.layers or (
-            layer.name.startswith(trained) and not kept
-        )
-
-
-def synchronize_batch_norm(model: keras.Model, synchronized: bool) -> None:
-    """Whether BatchNorm takes its statistics over the batches of all GPUs."""
-    for layer in model.get_layer(BACKBONE_NAME).layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.synchronized = synchronized
-
-
-def _download_imagenet() -> Path:
+def download_imagenet() -> Path:
     """Keras' own file of the complete weights, from its cache or the network."""
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)

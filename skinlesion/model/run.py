@@ -1,231 +1,370 @@
-"""A run directory: what made it, whether it is finished, and which images it is tested on."""
+"""A run: its folder, its settings, its files, its saved model."""
 
-import dataclasses
+import hashlib
 import platform
+import shutil
 import subprocess
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from skinlesion import __version__
-from skinlesion.config import Config, config_from_dict, differences, make_config
+from skinlesion.config import Config, Resize, read_config
 from skinlesion.data.ham10000 import METADATA_NAME
-from skinlesion.data.isic import read_predictions_for
+from skinlesion.data.isic import read_isic_for, write_isic
 from skinlesion.data.metadata import dataset_fingerprint
 from skinlesion.data.split import read_split
-from skinlesion.diagnoses import LABEL_OF
-from skinlesion.files import InputError, read_json
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from skinlesion.model.resnet50 import LoadedWeights
+from skinlesion.diagnoses import CLASS_CODES, LABEL_OF
+from skinlesion.files import InputError, read_json, write_folder_atomically, write_json
 
 LIBRARIES = ("tensorflow", "keras", "numpy", "pandas", "scikit-learn", "pillow", "gradio")
-IMAGENET_NAME = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
-"""What Keras calls the file of the ImageNet weights that it downloads; it is on Kaggle, too."""
+MODEL_NAME, INFO_NAME, SUMS_NAME = "model.keras", "bundle.json", "SHA256SUMS"
+ARRAYS_NAME = "calibration.npz"
 
 
-def find_run(path: Path) -> Path:
-    """The run directory, given it or the bundle in it.
+class ModelInfo(BaseModel):
+    """What prediction has to know beside the network, as `bundle.json` holds it.
 
-    Raises:
-        InputError: neither.
+    Attributes:
+        labels: the `dx` code of each output of the network, in order.
+        image_size: (height, width) of the input in pixels.
+        resize: filter that brings images to that size.
+        recipe: name of the recipe.
+        synthetic: whether the model was trained on the synthetic sample.
+        calibration: what `calibrate` fitted, as JSON-ready values; None before that.
     """
-    for folder in (path, path.resolve().parent):
-        if (folder / "config.json").is_file() and (folder / "splits.csv").is_file():
-            return folder
-    raise InputError(
-        f"{path}: is no run directory; a bundle by itself can be tested with --images and --truth"
-    )
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels: tuple[str, ...]
+    image_size: tuple[int, int]
+    resize: Resize
+    recipe: str
+    synthetic: bool
+    calibration: dict[str, Any] | None = None
 
 
-def read_run_config(run: Path) -> Config:
-    """The settings that a run was made with.
+class Run:
+    """The folder of a run, or the folder of a saved model by itself.
 
-    Raises:
-        InputError: `config.json` is missing or does not fit this version.
-    """
-    described = read_json(run / "config.json")
-    if not isinstance(described, dict) or not isinstance(described.get("config"), dict):
-        raise InputError(f"{run / 'config.json'}: holds no settings of a run")
-    return config_from_dict(described["config"])
-
-
-def is_begun(run: Path) -> bool:
-    """Whether somebody started to train here."""
-    return (run / "config.json").is_file()
-
-
-def is_finished(run: Path) -> bool:
-    """Whether the model is there; it is written last."""
-    return is_begun(run) and (run / "model" / "bundle.json").is_file()
-
-
-def choose_config(run: Path, recipe: str | None, **overrides: Any) -> Config:
-    """The settings of the run where it was begun and no recipe is named, else the recipe's.
+    Nothing is read before it is asked for.
 
     Args:
-        run: run directory, which need not be there.
-        recipe: None is `default` for a new run.
-        **overrides: fields of `Config`; a value of None keeps what is there.
+        folder: of the run; need not exist.
+        model_dir: the folder of the saved model; None: `model/` in the run.
     """
-    given = {name: value for name, value in overrides.items() if value is not None}
-    if is_begun(run):
-        known = read_run_config(run)
-        if recipe is None:
-            return config_from_dict(known.to_dict() | given)
-        # Those that were found when it was begun, which may not be the recipe's.
-        given = {"weights": known.weights} | given
-    return make_config(recipe or "default", **given)
 
+    def __init__(self, folder: str | Path, *, model_dir: Path | None = None) -> None:
+        self.folder = Path(folder)
+        self.model_dir = model_dir or self.folder / "model"
+        self.evaluation_dir = self.folder / "evaluation"
+        self.splits_path = self.folder / "splits.csv"
+        self.history_path = self.folder / "history.csv"
+        self.checkpoints = self.folder / "checkpoints"
 
-def require_same_run(run: Path, config: Config, table: pd.DataFrame, split: pd.DataFrame) -> None:
-    """Raise `InputError` unless the run was begun with these settings, this dataset and split."""
-    known = read_run_config(run)
-    if _weights_name(known) == _weights_name(config):
-        config = dataclasses.replace(config, weights=known.weights)
-    other = differences(known, config)
-    if other:
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    @classmethod
+    def find(cls, path: "str | Path | Run") -> "Run":
+        """Find a trained run.
+
+        Args:
+            path: the folder of a run, the `model/` in it, or a saved model by itself.
+
+        Raises:
+            InputError: there is no trained model.
+        """
+        if isinstance(path, Run):
+            path = path.folder
+        path = Path(path)
+        for folder in (path, path.resolve().parent):
+            if (folder / "config.json").is_file() and (folder / "model" / INFO_NAME).is_file():
+                return cls(folder)
+        if (path / INFO_NAME).is_file():
+            return cls(path, model_dir=path)
+        if (path / "config.json").is_file():
+            raise InputError(
+                f"{path}: its training is not finished; continue it: python -m skinlesion train "
+                f"--run {path}"
+            )
+        if not path.exists():
+            raise InputError(f"{path}: no such folder; name a trained run")
         raise InputError(
-            f"{run}: was begun with other settings ({other}); leave them out to go on with it, or "
-            "name another --run"
-        )
-    require_same_dataset(run, table)
-    if not is_same_split(read_split(run / "splits.csv"), split):
-        raise InputError(f"{run}: was begun with another split; name another --run")
-
-
-def _weights_name(config: Config) -> str:
-    """What the weights are called, wherever they lie: Kaggle mounts a file now here, now there."""
-    return IMAGENET_NAME if config.weights == "imagenet" else Path(config.weights).name
-
-
-def is_same_split(one: pd.DataFrame, other: pd.DataFrame) -> bool:
-    """Whether two splits put the same images into the same parts, in whatever order."""
-
-    def sides(split: pd.DataFrame) -> dict[str, str]:
-        return dict(zip(split["image_id"], split["split"], strict=True))
-
-    return sides(one) == sides(other)
-
-
-def require_same_dataset(run: Path, table: pd.DataFrame) -> None:
-    """Raise `InputError` unless the run was trained on this dataset."""
-    known = read_json(run / "config.json").get("dataset", {}).get("fingerprint")
-    if known != dataset_fingerprint(table):
-        raise InputError(
-            f"{run}: was trained on another dataset than the one given; name that one with --data"
+            f"{path}: neither a trained run nor a saved model; train one first: "
+            "python -m skinlesion train --data DIR --run RUN"
         )
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether training was started here."""
+        return (self.folder / "config.json").is_file()
 
-def require_same_weights(run: Path, described: dict[str, Any]) -> None:
-    """Raise `InputError` unless the run was begun with as many pretrained layers.
+    @property
+    def is_finished(self) -> bool:
+        """Whether the trained model is there; it is written last."""
+        return (self.model_dir / INFO_NAME).is_file()
 
-    Args:
-        run: a run that was begun.
-        described: from `describe_run`, of what would go on.
+    @property
+    def has_finished_epochs(self) -> bool:
+        """Whether an interrupted training can continue, or is finished."""
+        return self.is_finished or (self.checkpoints / "state.json").is_file()
+
+    @property
+    def has_split(self) -> bool:
+        """Whether this is a whole run, and not a saved model by itself."""
+        return self.splits_path.is_file()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What `config.json` holds: settings, versions, dataset, device.
+
+        Raises:
+            InputError: it is missing or damaged.
+        """
+        described = read_json(self.folder / "config.json")
+        if not isinstance(described, dict) or not isinstance(described.get("config"), dict):
+            raise InputError(f"{self.folder / 'config.json'}: holds no settings of a run")
+        return described
+
+    @property
+    def config(self) -> Config:
+        """The settings that the run was started with."""
+        return read_config(self.description["config"])
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the run was trained on the synthetic sample."""
+        return self.info.synthetic
+
+    @property
+    def split(self) -> pd.DataFrame:
+        """The split: image_id, lesion_id, dx, split.
+
+        Raises:
+            InputError: this is a saved model by itself, or the file is damaged.
+        """
+        if not self.has_split:
+            raise InputError(
+                f"{self}: is not a run folder; a saved model by itself can be tested with --images "
+                "and --truth"
+            )
+        return read_split(self.splits_path)
+
+    def rows(self, part: str) -> pd.DataFrame:
+        """The images of one part of the split: image_id, lesion_id, dx, label."""
+        rows = self.split[self.split["split"] == part].reset_index(drop=True)
+        return rows.assign(label=rows["dx"].map(LABEL_OF).astype(int))
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """A row an epoch, numbered from 1; without rows where no epoch was trained."""
+        if not self.history_path.is_file():
+            return pd.DataFrame()
+        table = pd.read_csv(self.history_path)
+        return table.assign(epoch=table["epoch"] + 1)
+
+    @property
+    def metrics(self) -> dict[str, Any] | None:
+        """What `evaluate` measured; None: the run was not evaluated."""
+        path = self.evaluation_dir / "metrics.json"
+        return read_json(path) if path.is_file() else None
+
+    @property
+    def dataset(self) -> Path | None:
+        """The folder of the dataset that the run was started with, if it is still there."""
+        if not self.is_begun:
+            return None
+        folder = Path(self.description["dataset"]["folder"])
+        return folder if (folder / METADATA_NAME).is_file() else None
+
+    def require_same_dataset(self, table: pd.DataFrame) -> None:
+        """Raise `InputError` unless the run was trained on this dataset.
+
+        Args:
+            table: from `load_metadata`.
+        """
+        if self.description["dataset"]["fingerprint"] != dataset_fingerprint(table):
+            raise InputError(
+                f"{self}: was trained on another dataset than the one given; name that one with "
+                "--data"
+            )
+
+    def predictions_path(self, part: str, *, tta: bool = False) -> Path:
+        """The file of uncalibrated probabilities of one part, in the ISIC form."""
+        return self.folder / f"predictions_{part}{'_tta' if tta else ''}.csv"
+
+    def has_predictions(self, part: str, *, tta: bool = False) -> bool:
+        """Whether the images of this part were predicted."""
+        return self.predictions_path(part, tta=tta).is_file()
+
+    def write_predictions(
+        self, part: str, image_ids: list[str], y_prob: np.ndarray, *, tta: bool = False
+    ) -> None:
+        """Write uncalibrated probabilities (n, classes) of one part."""
+        write_isic(self.predictions_path(part, tta=tta), image_ids, y_prob)
+
+    def read_predictions(self, part: str, image_ids: list[str], *, tta: bool = False) -> np.ndarray:
+        """Read uncalibrated probabilities of one part, float64 (n, classes).
+
+        Args:
+            part: `validation` or `test`.
+            image_ids: the images, in the order of the result.
+            tta: those with test-time augmentation.
+
+        Raises:
+            InputError: they are missing, or are those of other images.
+        """
+        if not self.has_predictions(part, tta=tta):
+            raise InputError(
+                f"{self}: its {part} images are not predicted yet: python -m skinlesion evaluate "
+                f"--run {self}"
+            )
+        return read_isic_for(self.predictions_path(part, tta=tta), image_ids)
+
+    @cached_property
+    def _sums(self) -> dict[str, str]:
+        path = self.model_dir / SUMS_NAME
+        try:
+            lines = [line.partition("  ") for line in path.read_text().splitlines()]
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be read ({error}); the model is incomplete"
+            ) from error
+        return {name: digest for digest, _, name in lines}
+
+    def _require_whole(self, name: str) -> Path:
+        path = self.model_dir / name
+        if not path.is_file() or compute_sha256(path) != self._sums.get(name):
+            raise InputError(f"{path}: damaged or changed; copy the model again or train again")
+        return path
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the network, 64 hexadecimal digits."""
+        return compute_sha256(self.model_dir / MODEL_NAME)
+
+    @property
+    def info(self) -> ModelInfo:
+        """What prediction has to know beside the network.
+
+        Raises:
+            InputError: the file is damaged, or was made for other labels.
+        """
+        path = self._require_whole(INFO_NAME)
+        try:
+            info = ModelInfo(**read_json(path))
+        except (ValidationError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{path}: does not fit this version ({reason})") from error
+        if info.labels != CLASS_CODES:
+            raise InputError(f"{path}: made for labels {info.labels}, not {CLASS_CODES}")
+        return info
+
+    def load_model(self) -> Any:
+        """Load the classifier.
+
+        A model file can hold code: load only models that you trust. The checksum shows damage, not
+        malice.
+
+        Raises:
+            InputError: it is missing or damaged, or another version of Keras wrote it.
+        """
+        import keras
+
+        from skinlesion.model import augmentation  # noqa: F401 - registers its layer
+
+        path = self._require_whole(MODEL_NAME)
+        try:
+            return keras.saving.load_model(path, compile=False)
+        # Keras raises TypeError, ValueError and others for what another version wrote.
+        except Exception as error:
+            raise InputError(
+                f"{path}: Keras {keras.__version__} cannot read it "
+                f"({str(error).strip().splitlines()[-1]}); install the Keras that it was trained "
+                "with"
+            ) from error
+
+    def save_model(self, model: Any, info: ModelInfo) -> None:
+        """Save a classifier; the folder appears complete, with the SHA-256 of its files."""
+
+        def write(part: Path) -> None:
+            model.save(part / MODEL_NAME)
+            write_json(part / INFO_NAME, info.model_dump())
+            _write_sums(part)
+
+        write_folder_atomically(self.model_dir, write)
+        self.__dict__.pop("_sums", None)
+
+    def save_calibration(self, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        """Put what `calibrate` fitted beside the network, in place of an earlier calibration."""
+        info = self.info.model_copy(update={"calibration": values})
+
+        def write(part: Path) -> None:
+            shutil.copy2(self.model_dir / MODEL_NAME, part)
+            write_json(part / INFO_NAME, info.model_dump())
+            np.savez(part / ARRAYS_NAME, allow_pickle=False, **arrays)
+            _write_sums(part)
+
+        write_folder_atomically(self.model_dir, write)
+        self.__dict__.pop("_sums", None)
+
+    def read_calibration(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        """Read what `save_calibration` wrote; None: the model is not calibrated.
+
+        Raises:
+            InputError: a file is damaged.
+        """
+        values = self.info.calibration
+        if values is None:
+            return None
+        with np.load(self._require_whole(ARRAYS_NAME), allow_pickle=False) as arrays:
+            return values, dict(arrays)
+
+
+def compute_sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_versions() -> dict[str, str | None]:
+    """The versions of the package, of Python and of the libraries; None: not installed."""
+    found: dict[str, str | None] = {"skinlesion": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def find_commit() -> str | None:
+    """The commit of the package's own checkout, with `+changes` if files differ from it.
+
+    None where the package is not in a checkout of its own.
     """
-    known = read_json(run / "config.json").get("weights", {}).get("loaded_layers")
-    loaded = described["weights"]["loaded_layers"]
-    if known != loaded:
-        raise InputError(
-            f"{run}: was begun with {known} pretrained layers, and now {loaded} can be loaded; "
-            "give the same weights with --weights, or name another --run"
-        )
-
-
-def read_precision(run: Path) -> str | None:
-    """The precision that a run was begun with, which its checkpoints have; None: not known."""
-    return read_json(run / "config.json").get("precision")
-
-
-def recall_dataset(run: Path) -> Path | None:
-    """The folder of the dataset that a run was begun with, if it is still there."""
-    if not is_begun(run):
-        return None
-    known = read_json(run / "config.json").get("dataset", {}).get("folder")
-    return Path(known) if known and (Path(known) / METADATA_NAME).is_file() else None
-
-
-def read_part(run: Path, part: str) -> pd.DataFrame:
-    """The images of one part of the run's split: `image_id`, `lesion_id`, `dx`, `label`."""
-    split = read_split(run / "splits.csv")
-    rows = split[split["split"] == part].reset_index(drop=True)
-    return rows.assign(label=rows["dx"].map(LABEL_OF).astype(int))
-
-
-def read_test_predictions(run: Path, rows: pd.DataFrame) -> "np.ndarray":
-    """Uncalibrated probabilities (n, 7) of the run's test images, in the order of `rows`.
-
-    Raises:
-        InputError: the run was not evaluated, or its predictions are about other images.
-    """
-    path = run / "predictions_test.csv"
-    if not path.is_file():
-        raise InputError(
-            f"{run}: its test images were not predicted yet: python -m skinlesion evaluate "
-            f"--run {run}"
-        )
-    return read_predictions_for(path, list(rows["image_id"]))
-
-
-def describe_run(
-    config: Config,
-    loaded: "LoadedWeights",
-    table: pd.DataFrame,
-    *,
-    folder: Path,
-    device: str,
-    precision: str,
-    synthetic: bool,
-    splits: Path | None,
-) -> dict[str, Any]:
-    """What `config.json` holds: settings, versions, commit, dataset, device, seed."""
-    return {
-        "config": config.to_dict(),
-        "seed": config.seed,
-        "split": f"file {splits.name}" if splits else config.split,
-        "weights": {
-            "source": loaded.source,
-            "loaded_layers": len(loaded.layers),
-            "layers": loaded.total,
-        },
-        "dataset": {
-            "fingerprint": dataset_fingerprint(table),
-            "folder": str(folder.resolve()),
-            "images": len(table),
-            "synthetic": synthetic,
-        },
-        "versions": {"skinlesion": __version__, "python": platform.python_version()}
-        | {name: _version(name) for name in LIBRARIES},
-        "commit": _commit(),
-        "device": device,
-        "precision": precision,
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The commit of the package's own checkout, with `+changes` when files differ from it."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parent.parent
 
     def git(*arguments: str) -> str:
         command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        if not git("ls-files", Path(__file__).name):
+        if not git("ls-files", "model/run.py"):
             return None  # installed into a folder that some other repository ignores
         changed = git("status", "--porcelain", "--untracked-files=no", ".")
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _write_sums(folder: Path) -> None:
+    names = sorted(path.name for path in folder.iterdir())
+    lines = [f"{compute_sha256(folder / name)}  {name}\n" for name in names]
+    (folder / SUMS_NAME).write_text("".join(lines))
