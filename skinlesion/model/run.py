@@ -1,11 +1,8 @@
 """A run: its folder, its settings, its files, its saved model."""
 
 import hashlib
-import platform
 import shutil
-import subprocess
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,6 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from skinlesion import __version__
 from skinlesion.config import Config, Resize, read_config
 from skinlesion.data.ham10000 import METADATA_NAME
 from skinlesion.data.isic import read_isic_for, write_isic
@@ -22,7 +18,6 @@ from skinlesion.data.split import read_split
 from skinlesion.diagnoses import CLASS_CODES, LABEL_OF
 from skinlesion.files import InputError, read_json, write_folder_atomically, write_json
 
-LIBRARIES = ("tensorflow", "keras", "numpy", "pandas", "scikit-learn", "pillow", "gradio")
 MODEL_NAME, INFO_NAME, SUMS_NAME = "model.keras", "bundle.json", "SHA256SUMS"
 ARRAYS_NAME = "calibration.npz"
 
@@ -331,37 +326,6 @@ def compute_sha256(path: Path) -> str:
     """SHA-256 of a file, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def describe_versions() -> dict[str, str | None]:
-    """The versions of the package, of Python and of the libraries; None: not installed."""
-    found: dict[str, str | None] = {"skinlesion": __version__, "python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def find_commit() -> str | None:
-    """The commit of the package's own checkout, with `+changes` if files differ from it.
-
-    None where the package is not in a checkout of its own.
-    """
-    folder = Path(__file__).parent.parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        if not git("ls-files", "model/run.py"):
-            return None  # installed into a folder that some other repository ignores
-        changed = git("status", "--porcelain", "--untracked-files=no", ".")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _write_sums(folder: Path) -> None:

@@ -1,36 +1,30 @@
 """Train a model: from a dataset and a split to a finished run."""
 
-import random
 import shutil
-import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import pandas as pd
-import tensorflow as tf
-from sklearn.utils.class_weight import compute_class_weight
 
 from skinlesion.config import Config, find_differences, make_config, read_config
 from skinlesion.data.ham10000 import find_dataset, is_sample
-from skinlesion.data.images import load_images
 from skinlesion.data.metadata import dataset_fingerprint, load_metadata
 from skinlesion.data.near_duplicates import read_near_duplicates
-from skinlesion.data.split import is_same_split, join_split, make_split, read_split, take_limited
-from skinlesion.diagnoses import CLASS_CODES, NUM_CLASSES, SYNTHETIC_NOTE
+from skinlesion.data.split import is_same_split, make_split, read_split
+from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
 from skinlesion.files import InputError, write_csv, write_json
 from skinlesion.machine import (
-    default_cache_dir,
     default_weights,
     how_to_attach,
     is_watched,
     say,
 )
 from skinlesion.model.callbacks import make_callbacks, read_state
+from skinlesion.model.datasets import make_datasets
 from skinlesion.model.devices import describe_device
 from skinlesion.model.linear_probe import fit_linear_probe
+from skinlesion.model.provenance import describe_versions, find_commit
 from skinlesion.model.resnet50 import (
     WeightsUnavailableError,
     build_classifier,
@@ -41,7 +35,7 @@ from skinlesion.model.resnet50 import (
     pretrained_weights,
     top_stage_of,
 )
-from skinlesion.model.run import ModelInfo, Run, describe_versions, find_commit
+from skinlesion.model.run import ModelInfo, Run
 
 IMAGENET_NAME = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 """Keras' name of the file of ImageNet weights; Kaggle has it under the same name."""
@@ -98,105 +92,6 @@ def train(
     )
     finish_run(run, model, config)
     return run
-
-
-def make_datasets(
-    data: Path, split: pd.DataFrame, config: Config
-) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """Decode the training and validation images, and make batches for `fit`.
-
-    Training images come in a new order each epoch, drawn with Python's `random`, which `Resume`
-    seeds before each epoch. Augmentation is part of the model.
-
-    Args:
-        data: folder of the dataset.
-        split: image_id and split of each image.
-        config: the settings.
-
-    Returns:
-        Training and validation batches: images float32 (b, height, width, 3) in [0, 255], labels
-        int32 (b,), weights float32 (b,).
-
-    Raises:
-        InputError: split and dataset do not fit, or images cannot be read.
-    """
-    rows = join_split(load_metadata(data), split)
-    parts = {name: rows[rows["split"] == name] for name in ("train", "validation")}
-    parts["train"] = take_limited(parts["train"], config.limit, seed=config.seed)
-    weights = np.ones(NUM_CLASSES)
-    if config.class_weights == "balanced":
-        weights = balanced_class_weights(parts["train"]["label"].to_numpy())
-    made = []
-    for name, part in parts.items():
-        images = load_images(
-            list(part["path"]),
-            image_size=config.image_size,
-            resize=config.resize,
-            cache=default_cache_dir(),
-        )
-        labels = part["label"].to_numpy(np.int32)
-        shuffle = name == "train"
-        made.append(make_batches(images, labels, weights, config.batch_size, shuffle=shuffle))
-    return made[0], made[1]
-
-
-def make_batches(
-    images: np.ndarray,
-    labels: np.ndarray,
-    class_weights: np.ndarray,
-    batch_size: int,
-    *,
-    shuffle: bool,
-) -> tf.data.Dataset:
-    """Make batches from decoded images. They stay bytes until a batch is gathered.
-
-    Args:
-        images: uint8 (n, height, width, 3), also a memory map.
-        labels: int32 (n,).
-        class_weights: float (classes,), the weight of each image by its class.
-        batch_size: images in a batch. On several GPUs up to one image for each is left out, because
-            an empty share of a batch yields NaN.
-        shuffle: draw a new order with Python's `random` at each iteration.
-
-    Returns:
-        See `make_datasets`.
-    """
-    replicas = max(1, len(tf.config.list_logical_devices("GPU")))
-    count = len(labels) // replicas * replicas
-    weights = np.asarray(class_weights, np.float32)[labels]
-    # TensorFlow keeps the functions below until the process ends: they must not hold the images.
-    held = weakref.proxy(images)
-
-    def order() -> Iterator[int]:
-        yield from random.sample(range(count), count) if shuffle else range(count)
-
-    def gather(indices: np.ndarray) -> np.ndarray:
-        return held[indices].astype(np.float32)
-
-    def assemble(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        batch = tf.numpy_function(gather, [indices], tf.float32)
-        batch = tf.ensure_shape(batch, (None, *images_shape))
-        return batch, tf.gather(labels, indices), tf.gather(weights, indices)
-
-    images_shape = images.shape[1:]
-    indices = tf.data.Dataset.from_generator(
-        order, output_signature=tf.TensorSpec((), tf.int64)
-    ).apply(tf.data.experimental.assert_cardinality(count))
-    batches = indices.batch(batch_size).map(assemble).prefetch(2)
-    batches.images = images  # they live as long as the dataset
-    return batches
-
-
-def balanced_class_weights(labels: np.ndarray) -> np.ndarray:
-    """Inverse class frequencies, scaled so that the mean over images is 1; float (classes,).
-
-    King and Zeng, "Logistic Regression in Rare Events Data" (2001), as in scikit-learn's
-    `class_weight="balanced"`. A class without images gets weight 1.
-    """
-    weights = np.ones(NUM_CLASSES)
-    present = np.unique(labels)
-    weights[present] = compute_class_weight("balanced", classes=present, y=labels)
-    return weights
 
 
 def compile_model(model: keras.Sequential, config: Config, *, steps: int) -> None:
