@@ -226,8 +226,9 @@ def choose_config(
         known = run.config
         if recipe is None:
             return _settle(read_config(known.model_dump() | given), run, data)
-        # Those that were found when it was started, which may not be the recipe's.
-        given = {"weights": known.weights} | given
+        here = default_weights()
+        same = here and _weights_name(here) == _weights_name(known.weights)
+        given = {"weights": here if same else known.weights} | given
     elif "weights" not in given:
         given["weights"] = default_weights() or "imagenet"
     return _settle(make_config(recipe or "default", **given), run, data)
@@ -244,7 +245,7 @@ def _settle(config: Config, run: Run, data: Path | None) -> Config:
 
 
 def find_trained_run(
-    run: str | Path,
+    run: str | Path | Run,
     data: Path,
     config: Config,
     *,
@@ -265,7 +266,7 @@ def find_trained_run(
     Raises:
         InputError: there is no finished run, and none was trained.
     """
-    found = Run(run)
+    found = run if isinstance(run, Run) else Run(run)
     if not found.is_finished and train_if_missing:
         found = train(data, found, config, splits=splits, time_limit=time_limit)
     if not found.is_finished:
@@ -292,7 +293,7 @@ def require_same_run(run: Run, data: Path, split: pd.DataFrame, config: Config) 
         InputError: something differs; says what.
     """
     known = run.config
-    if _weights_name(known) == _weights_name(config):
+    if _weights_name(known.weights) == _weights_name(config.weights):
         config = config.model_copy(update={"weights": known.weights})
     if "auto" in (known.precision, config.precision):
         config = config.model_copy(update={"precision": known.precision})
@@ -307,9 +308,9 @@ def require_same_run(run: Run, data: Path, split: pd.DataFrame, config: Config) 
         raise InputError(f"{run}: was started with another split; name another --run")
 
 
-def _weights_name(config: Config) -> str:
+def _weights_name(weights: str) -> str:
     """The name of the weights, wherever the file lies: Kaggle's mount points vary."""
-    return IMAGENET_NAME if config.weights == "imagenet" else Path(config.weights).name
+    return IMAGENET_NAME if weights == "imagenet" else Path(weights).name
 
 
 def _choose_split(data: Path, run: Run, config: Config, splits: Path | None) -> pd.DataFrame:
