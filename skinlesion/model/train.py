@@ -54,10 +54,10 @@ def train(
     An interrupted run continues after its last finished epoch, and a finished one is kept.
 
     Args:
-        data: the dataset; None: the run's own, else the one that `find_dataset` finds.
+        data: the dataset; None: the run's own, else as `find_dataset`.
         run: folder of the run.
         config: the settings.
-        splits: a split file; None: the run's own, else a new split as the settings say.
+        splits: a split file; None: the run's own, else a new split.
         time_limit: hours from now after which training stops; the same call continues it.
 
     Raises:
@@ -149,9 +149,14 @@ def begin_run(
     shutil.rmtree(run.evaluation_dir, ignore_errors=True)
     if run.is_begun:
         return
-    table = load_metadata(data)
     write_csv(run.splits_path, split)
-    described = {
+    write_json(run.folder / "config.json", _describe(model, data, config))
+
+
+def _describe(model: keras.Sequential, data: Path, config: Config) -> dict[str, Any]:
+    """What `config.json` holds."""
+    table, pretrained = load_metadata(data), pretrained_weights(model)
+    return {
         "config": config.model_dump(),
         "seed": config.seed,
         "weights": {
@@ -170,7 +175,6 @@ def begin_run(
         "device": describe_device(),
         "precision": find_part(model, "classifier").dtype_policy.name,
     }
-    write_json(run.folder / "config.json", described)
 
 
 def finish_run(run: Run, model: keras.Sequential, config: Config) -> None:
