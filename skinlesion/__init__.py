@@ -37,6 +37,7 @@ _HOMES = {
     "data.near_duplicates": ("read_near_duplicates",),
     "data.split": ("make_split", "merge_lesions", "write_split"),
     "data.leakage": ("audit_file", "audit_split"),
+    "data.check": ("check_dataset",),
     "model.resnet50": ("build_model",),
     "model.run": ("Run",),
     "model.predictor": ("Predictor",),
@@ -51,21 +52,31 @@ _HOMES = {
         "finish_run",
         "train",
     ),
-    "evaluation.metrics": ("metrics_table", "per_class_table"),
+    "evaluation.metrics": (
+        "metrics_table",
+        "operating_points_table",
+        "per_class_table",
+        "prediction_sets_table",
+    ),
     "evaluation.calibration": ("calibrate", "load_calibration"),
     "evaluation.evaluate": (
+        "compare",
         "evaluate",
+        "evaluate_external",
+        "evaluate_together",
         "plot_explanations",
         "plot_mistakes",
         "plot_samples",
+        "score",
     ),
-    "demo.result": ("predict", "predict_image"),
-    "demo.app": ("launch",),
+    "evaluation.export": ("export",),
+    "demo.result": ("find_example", "predict", "predict_image"),
+    "demo.app": ("launch", "serve"),
 }
 """Module to the public names that it defines."""
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["__version__", "plots", *sorted(_HOME_OF)]  # noqa: PLE0604
+__all__ = ["__version__", "plots", *sorted(_HOME_OF)]
 
 
 def __getattr__(name: str) -> Any:

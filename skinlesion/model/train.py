@@ -61,8 +61,8 @@ def train(
         time_limit: hours from now after which training stops; the same call continues it.
 
     Raises:
-        InputError: the folder holds a run of other settings, data or split; or dataset, split or
-            weights cannot be used; or there is no room.
+        InputError: the folder holds another run, dataset, split or weights cannot be used, or
+            there is no room.
         FloatingPointError: the loss is no longer a number.
     """
     run = run if isinstance(run, Run) else Run(run)
