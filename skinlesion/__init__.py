@@ -1,9 +1,92 @@
-"""Train, judge and show a skin lesion classifier on HAM10000.
+"""Train, evaluate and demonstrate a skin lesion classifier on HAM10000.
 
-Research and education only; not a medical device.
+For research and education only: not a medical device, not for clinical use.
 
-The steps that a user calls are in `skinlesion.workflow`; `python -m skinlesion --help` offers the
-same steps as commands. Importing the package imports none of its heavy dependencies.
+    import skinlesion as sl
+
+gives the names that the notebooks use. Each is imported when it is first used, so that importing
+the package imports none of its heavy dependencies.
 """
 
-__version__ = "0.2.0"
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.3.0"
+
+_HOMES = {
+    "config": ("make_config",),
+    "files": ("InputError",),
+    "machine": (
+        "bring_earlier",
+        "default_images_dir",
+        "default_weights",
+        "default_work_dir",
+        "is_watched",
+        "start",
+    ),
+    "data.ham10000": (
+        "copy_images",
+        "find_dataset",
+        "find_images",
+        "is_sample",
+        "list_images",
+        "load_metadata",
+    ),
+    "data.synthetic": ("make_sample",),
+    "data.images": ("load_images",),
+    "data.near_duplicates": ("read_near_duplicates",),
+    "data.split": ("make_split", "merge_lesions", "write_split"),
+    "data.leakage": ("audit_file", "audit_split"),
+    "data.check": ("check_dataset",),
+    "model.resnet50": ("build_model",),
+    "model.run": ("Run",),
+    "model.predictor": ("Predictor",),
+    "model.datasets": ("make_datasets",),
+    "model.linear_probe": ("fit_linear_probe",),
+    "model.callbacks": ("make_callbacks",),
+    "model.train": (
+        "begin_run",
+        "choose_config",
+        "compile_model",
+        "find_trained_run",
+        "finish_run",
+        "train",
+    ),
+    "evaluation.metrics": (
+        "metrics_table",
+        "operating_points_table",
+        "per_class_table",
+        "prediction_sets_table",
+    ),
+    "evaluation.calibration": ("calibrate", "load_calibration"),
+    "evaluation.evaluate": (
+        "compare",
+        "evaluate",
+        "evaluate_external",
+        "evaluate_together",
+        "plot_explanations",
+        "plot_mistakes",
+        "plot_samples",
+        "score",
+    ),
+    "evaluation.export": ("export",),
+    "demo.result": ("find_example", "predict", "predict_image"),
+    "demo.app": ("launch", "serve"),
+}
+"""Module to the public names that it defines."""
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", "plots", *sorted(_HOME_OF)]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module (PEP 562)."""
+    if name == "plots":
+        return import_module("skinlesion.evaluation.plots")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'skinlesion' has no attribute {name!r}")
+    return getattr(import_module(f"skinlesion.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -3,7 +3,7 @@
 import difflib
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from skinlesion.files import InputError
 
@@ -84,6 +84,14 @@ class Config(BaseModel):
     precision: Literal["auto", "float32", "mixed_float16"] = "auto"
     limit: int | None = Field(default=None, ge=1)
     deterministic: bool = False
+
+    @model_validator(mode="after")
+    def _require_training(self) -> "Config":
+        if self.linear_probe and self.head != "pooled":
+            raise ValueError("linear_probe needs head='pooled': it is fitted on pooled features")
+        if not (self.epochs or self.linear_probe):
+            raise ValueError("epochs must be 1 or more without linear_probe")
+        return self
 
 
 RECIPES = {
@@ -181,12 +189,14 @@ def find_differences(ours: Config, theirs: Config) -> str:
 
 def _describe(problem: Any) -> str:
     """One problem that pydantic found, in a few words."""
+    if not problem["loc"]:  # several settings that do not go together
+        return problem["msg"].removeprefix("Value error, ")
     name = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, Config.model_fields, 1)
         known = f"did you mean {near[0]}?" if near else f"known: {', '.join(Config.model_fields)}"
         return f"unknown setting {name} ({known})"
-    if problem["type"] == "missing":
+    if problem["type"] == "missing" and len(problem["loc"]) == 1:
         return f"setting {name} is missing"
     message = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{name}: {message}. Received: {name}={problem['input']!r}"

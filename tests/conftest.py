@@ -15,11 +15,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from skinlesion import workflow
 from skinlesion.config import Config, make_config
 from skinlesion.data.synthetic import make_sample
 from skinlesion.diagnoses import CLASS_CODES
-from skinlesion.evaluation import evaluate as assessment
+from skinlesion.evaluation.calibration import calibrate
+from skinlesion.evaluation.evaluate import evaluate
+from skinlesion.model.predictor import Predictor
+from skinlesion.model.resnet50 import build_backbone
+from skinlesion.model.train import train
 
 REAL_DATA = os.environ.get("HAM10000_DIR")
 REAL_WEIGHTS = os.environ.get("SKINLESION_WEIGHTS")
@@ -31,12 +34,16 @@ needs_real_weights = pytest.mark.skipif(
     not REAL_WEIGHTS, reason="set SKINLESION_WEIGHTS to a file of ResNet50 weights to run this"
 )
 
+TINY = {"image_size": (32, 32), "weights": "none", "top_stage": "conv2", "batch_size": 16}
+"""Settings of the smallest network: the first two stages at the smallest size."""
+
 
 @pytest.fixture(autouse=True)
 def only_named_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test takes its dataset or weights from the environment unless it says so."""
     monkeypatch.delenv("HAM10000_DIR", raising=False)
     monkeypatch.delenv("SKINLESION_WEIGHTS", raising=False)
+    monkeypatch.setenv("SKINLESION_UNATTENDED", "1")
 
 
 @pytest.fixture(scope="session")
@@ -47,17 +54,24 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_config() -> Config:
-    """One short epoch from random weights, at the smallest size."""
-    return make_config("default", image_size=(97, 97), weights="none", epochs=1, batch_size=16)
+    """One epoch of the smallest network, from random weights."""
+    return make_config("default", **TINY, epochs=1)
 
 
 @pytest.fixture(scope="session")
 def trained_run(
     sample: Path, tiny_config: Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A finished run on the sample; copy it before changing it."""
-    run = tmp_path_factory.mktemp("runs") / "first"
-    return workflow.train(sample, run, tiny_config)
+    """The folder of a finished, calibrated run on the sample; copy it before changing it."""
+    run = train(sample, tmp_path_factory.mktemp("runs") / "first", tiny_config)
+    calibrate(run, sample)
+    return run.folder
+
+
+@pytest.fixture(scope="session")
+def predictor(trained_run: Path) -> Predictor:
+    """The model of that run."""
+    return Predictor.load(trained_run)
 
 
 @pytest.fixture(scope="session")
@@ -67,32 +81,42 @@ def evaluated_run(
     """The same run with its evaluation."""
     run = tmp_path_factory.mktemp("evaluated") / "run"
     shutil.copytree(trained_run, run)
-    assessment.evaluate(run, data=sample)
+    evaluate(run, data=sample)
     return run
-
-
-@pytest.fixture(scope="session")
-def conv4_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of random weights for the stages up to `conv4`, in the form of Keras 2."""
-    path = tmp_path_factory.mktemp("weights") / "partial.h5"
-    keras.utils.set_random_seed(0)
-    backbone = keras.applications.ResNet50(weights=None, include_top=False)
-    layers = [x for x in backbone.layers if x.weights and not x.name.startswith("conv5")]
-    with h5py.File(path, "w") as file:
-        file.attrs["layer_names"] = [layer.name.encode() for layer in layers]
-        for layer in layers:
-            group = file.create_group(layer.name)
-            names = [variable.name.encode() for variable in layer.weights]
-            group.attrs["weight_names"] = names
-            for name, value in zip(names, layer.get_weights(), strict=True):
-                group[name] = value
-    return path
 
 
 @pytest.fixture
 def run_copy(trained_run: Path, tmp_path: Path) -> Path:
     """A copy of the finished run that a test may change."""
     return Path(shutil.copytree(trained_run, tmp_path / "run"))
+
+
+def save_legacy_weights(path: Path, last_stage: str) -> Path:
+    """Write random weights up to a stage as Keras 2 wrote them."""
+    keras.utils.set_random_seed(0)
+    backbone = build_backbone((32, 32), "none", last_stage)
+    layers = [layer for layer in backbone.layers if layer.weights]
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [layer.name.encode() for layer in layers]
+        for layer in layers:
+            group = file.create_group(layer.name)
+            names = [f"{layer.name}/{variable.name}:0" for variable in layer.weights]
+            group.attrs["weight_names"] = [name.encode() for name in names]
+            for name, value in zip(names, layer.get_weights(), strict=True):
+                group[name] = value
+    return path
+
+
+@pytest.fixture(scope="session")
+def conv2_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of random weights for `conv1` and `conv2`."""
+    return save_legacy_weights(tmp_path_factory.mktemp("weights") / "conv2.h5", "conv2")
+
+
+@pytest.fixture(scope="session")
+def conv3_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of random weights for `conv1` to `conv3`."""
+    return save_legacy_weights(tmp_path_factory.mktemp("weights") / "conv3.h5", "conv3")
 
 
 @pytest.fixture

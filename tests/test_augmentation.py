@@ -2,13 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from skinlesion.model.augmentation import (
-    Mixing,
-    RandomAffine,
-    RandomFlipAndTurn,
-    make_augmentation,
-    make_feature_augmentation,
-)
+from skinlesion.model.augmentation import RandomAffine, make_augmentation
 
 
 def layer(**changes):
@@ -88,64 +82,3 @@ def test_survives_saving(tmp_path):
     model.save(tmp_path / "a.keras")
     loaded = keras.saving.load_model(tmp_path / "a.keras")
     assert loaded.layers[-1].get_config() == model.layers[-1].get_config()
-
-
-class TestFeatures:
-    def test_all_eight_flips_and_turns_occur_and_nothing_else(self):
-        maps = np.random.default_rng(0).normal(size=(200, 5, 5, 4)).astype("float32")
-        out = np.asarray(RandomFlipAndTurn(seed=1)(maps, training=True))
-        seen = []
-        for before, after in zip(maps, out, strict=True):
-            views = [v for k in range(4) for v in (np.rot90(before, k), np.rot90(before, k)[::-1])]
-            seen.append([i for i, view in enumerate(views) if (view == after).all()])
-        assert {len(found) for found in seen} == {1}
-        counts = np.bincount(np.ravel(seen), minlength=8)
-        assert counts.min() > 10
-
-    def test_maps_that_are_not_square_are_not_turned(self):
-        maps = np.random.default_rng(0).normal(size=(50, 4, 6, 2)).astype("float32")
-        out = np.asarray(RandomFlipAndTurn(seed=1)(maps, training=True))
-        for before, after in zip(maps, out, strict=True):
-            views = [before, before[::-1], before[:, ::-1], before[::-1, ::-1]]
-            assert any((view == after).all() for view in views)
-
-    def test_outside_training_nothing_happens(self):
-        maps = np.ones((2, 4, 4, 3), "float32") * np.arange(4)[:, None, None]
-        assert (np.asarray(make_feature_augmentation("dermatoscopic", seed=1)(maps)) == maps).all()
-
-    def test_small_angles_cannot_be_done_to_maps(self):
-        assert make_feature_augmentation("original", seed=1) is None
-
-
-class TestMixing:
-    def batch(self):
-        """Sixteen images, each of one value: its own number."""
-        labels = np.eye(16, dtype="float32")
-        images = np.arange(16, dtype="float32")[:, None, None, None] * np.ones((1, 20, 30, 3), "f")
-        return images, labels
-
-    def mixed(self, kind, seed):
-        images, labels = Mixing(kind, alpha=1.0, seed=seed)(*self.batch())
-        return np.asarray(images), np.asarray(labels)
-
-    @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-    def test_labels_say_what_the_pixels_show(self, kind):
-        shares = []
-        for seed in range(20):
-            images, labels = self.mixed(kind, seed)
-            assert np.allclose(labels.sum(axis=1), 1, atol=1e-5)
-            assert np.allclose(images.mean(axis=(1, 2, 3)), labels @ np.arange(16), atol=1e-3)
-            shares.append(labels.max())
-        assert min(shares) < 0.7 < 0.9 < max(shares)
-
-    def test_cutmix_pastes_one_rectangle(self):
-        for seed in range(10):
-            images, _ = self.mixed("cutmix", seed)
-            foreign = (images[:, :, :, 0] != np.arange(16)[:, None, None]).any(axis=0)
-            rows, columns = foreign.any(axis=1), foreign.any(axis=0)
-            assert (foreign == rows[:, None] & columns[None, :]).all()
-            assert set(np.unique(images)) <= set(range(16))
-
-    def test_mixup_blends_the_whole_image(self):
-        images, _ = self.mixed("mixup", 3)
-        assert (images == images[:, :1, :1]).all()

@@ -1,51 +1,46 @@
-"""Runs that are killed, stopped or run out of room, and go on: real processes."""
+"""Runs that are killed, stopped or run out of room, and continue: real processes."""
 
-import dataclasses
+import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import TINY
 
-from skinlesion import workflow
 from skinlesion.config import make_config
-from skinlesion.data.metadata import load_metadata
-from skinlesion.data.split import read_split
-from skinlesion.files import InputError, write_csv
-from skinlesion.model import devices
-from skinlesion.model import train as training
-from skinlesion.model.predictor import Predictor
+from skinlesion.data.ham10000 import load_metadata
+from skinlesion.data.split import write_split
+from skinlesion.files import InputError
+from skinlesion.model import callbacks
 from skinlesion.model.resnet50 import WEIGHTS_URL
-from skinlesion.model.run import choose_config, require_same_run
-
-TIMES = ["seconds", "images_per_second"]
-
-
-@pytest.fixture(scope="module")
-def arguments(sample, conv4_weights):
-    """Both phases, two epochs each, with all that is random switched on."""
-    settings = ["frozen_share=0.5", "mixing=mixup", "class_weights=none"]
-    settings += ["top_stage=pretrained", "head_start=regression"]
-    command = [sys.executable, "-m", "skinlesion", "train", "--data", str(sample)]
-    command += ["--weights", str(conv4_weights), "--image-size", "32", "32", "--limit", "32"]
-    command += ["--epochs", "4", "--batch-size", "8", "--deterministic"]
-    return command + [part for setting in settings for part in ("--set", setting)]
+from skinlesion.model.run import Run
+from skinlesion.model.train import choose_config, find_trained_run, require_same_run, train
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(arguments, tmp_path_factory):
+def command(sample, conv3_weights):
+    """Four epochs with everything random switched on: linear probe, augmentation, dropout."""
+    start = [sys.executable, "-m", "skinlesion", "train", "--data", str(sample)]
+    settings = ["--weights", str(conv3_weights), "--image-size", "32", "32", "--limit", "32"]
+    return [*start, *settings, "--epochs", "4", "--batch-size", "8", "--deterministic"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(command, tmp_path_factory):
     run = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run([*arguments, "--run", str(run)], capture_output=True, check=True)
+    subprocess.run([*command, "--run", str(run)], capture_output=True, check=True)
     return run
 
 
 def history(run):
-    return pd.read_csv(run / "history.csv").drop(columns=TIMES)
+    return pd.read_csv(run / "history.csv").drop(columns="images_per_second")
 
 
 def kill_after(command, line):
@@ -64,19 +59,18 @@ def kill_after(command, line):
     assert process.wait() == -signal.SIGKILL, "".join(seen)
 
 
-def test_a_run_killed_twice_ends_as_one_that_was_not(arguments, uninterrupted, tmp_path):
+def test_a_run_killed_three_times_ends_as_one_that_was_not(command, uninterrupted, tmp_path):
     run = tmp_path / "run"
-    command = [*arguments, "--run", str(run)]
-    kill_after(command, "epoch 1 of 4")
-    assert len(history(run)) == 1
+    ours = [*command, "--run", str(run)]
+    kill_after(ours, "fitting the head")
+    kill_after(ours, "epoch 2 of 4")  # printed before the epoch is kept: it is trained again
     # Left by a process that died while it wrote.
-    (run / "checkpoints" / ".epoch-0002.part").mkdir()
-    (run / "checkpoints" / ".epoch-0002.part" / "weights.npz").write_text("half")
-    kill_after(command, "epoch 3 of 4")
-    # The run alone says what to go on with.
-    alone = [*command[:4], "--data", command[5], "--run", str(run)]
+    (run / "checkpoints" / ".epoch_0002.npz.part.npz").write_text("half")
+    kill_after(ours, "epoch 4 of 4")
+    # The run alone says what to continue with.
+    alone = [*command[:6], "--run", str(run)]
     done = subprocess.run(alone, capture_output=True, text=True, check=True)
-    assert "going on after epoch 3" in done.stdout
+    assert "continuing after epoch 3" in done.stdout
     assert "epoch 3 of 4" not in done.stdout
     pd.testing.assert_frame_equal(history(run), history(uninterrupted))
     name = "predictions_validation.csv"
@@ -86,183 +80,221 @@ def test_a_run_killed_twice_ends_as_one_that_was_not(arguments, uninterrupted, t
     assert "finished already" in again.stdout
 
 
-def test_a_run_killed_before_its_first_epoch_starts_again(arguments, uninterrupted, tmp_path):
-    run = tmp_path / "run"
-    command = [*arguments, "--run", str(run)]
-    kill_after(command, "computing the output of the frozen stages")
-    subprocess.run(command, capture_output=True, check=True)
-    pd.testing.assert_frame_equal(history(run), history(uninterrupted))
-
-
-@pytest.fixture
-def begun(sample, tmp_path):
-    """A run that stopped at its time limit, before the first epoch, and its settings."""
-    config = make_config("default", image_size=(32, 32), weights="none", epochs=1, limit=14)
-    run = workflow.train(sample, tmp_path / "begun", config, time_limit=1e-9)
-    return run, config
-
-
-def test_a_time_limit_stops_and_the_same_call_goes_on(begun, sample, capsys):
-    run, config = begun
-    workflow.train(sample, run, config, time_limit=1e-9)
-    assert "stopped before the time limit" in capsys.readouterr().out
-    assert not (run / "model").exists()
-    workflow.train(sample, run, config)
-    assert Predictor.load(run).bundle.info.synthetic
-    assert (run / "learning_curves.png").is_file()
-
-
-def test_a_later_notebook_does_not_go_on_past_the_time_limit(begun, sample, tmp_path, capsys):
-    run, config = begun
-    missing, splits = tmp_path / "missing", tmp_path / "splits.csv"
-    for given in (run, missing):
-        capsys.readouterr()
-        with pytest.raises(InputError, match="03_train is run again"):
-            workflow.train_if_missing(sample, given, config, splits=splits, time_limit=1e-9)
-        # The one that was begun is left to notebook 3.
-        assert ("training one now" in capsys.readouterr().out) == (given == missing)
-
-
-@pytest.fixture
-def interrupted(monkeypatch):
-    """The next training ends after its first checkpoint, before `history.csv` is written."""
-
-    def interrupt(*arguments):
-        monkeypatch.setattr(training, "write_csv", write_csv)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "write_csv", interrupt)
-
-
-def test_the_history_has_the_last_epoch_too(begun, sample, interrupted):
-    run, config = begun
-    with pytest.raises(KeyboardInterrupt):
-        workflow.train(sample, run, config)
-    assert not (run / "history.csv").exists()
-    workflow.train(sample, run, config)
-    assert history(run)["epoch"].tolist() == [1]
-
-
-def test_a_run_keeps_its_precision_on_another_device(begun, sample, capsys):
-    run, config = begun
-    described = (run / "config.json").read_text()
-    assert '"precision": "float32"' in described
-    (run / "config.json").write_text(described.replace('"float32"', '"mixed_float16"'))
-    workflow.train(sample, run, config, time_limit=1e-9)
-    assert ", mixed_float16, very roughly" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("batch_size", "count"), [(32, 3), (7, 2)])
-def test_a_batch_that_gpus_cannot_share_is_refused(batch_size, count):
-    with pytest.raises(InputError, match=f"batch of {batch_size} images .* {count} GPUs: choose"):
-        devices.require_even_shares(batch_size, count)
-    devices.require_even_shares(batch_size * count, count)
-
-
-def test_the_same_command_goes_on_although_weights_came_from_the_environment(begun):
-    run, config = begun
-    for recipe in (None, "default"):
-        again = choose_config(run, recipe, weights=None, image_size=(32, 32), epochs=1, limit=14)
-        assert again == config
-    assert choose_config(run, "default", weights="imagenet").weights == "imagenet"
-
-
-def test_other_settings_are_refused_with_the_difference(begun, sample):
-    run, _ = begun
-    other = make_config("default", image_size=(32, 32), weights="none", epochs=9, limit=14)
-    with pytest.raises(InputError, match=r"begun with other settings \(epochs: 1 instead of 9"):
-        workflow.train(sample, run, other)
-
-
-def test_another_split_is_refused(begun, sample, tmp_path):
-    run, config = begun
-    workflow.split(sample, tmp_path / "other.csv", seed=3)
-    with pytest.raises(InputError, match="begun with another split"):
-        workflow.train(sample, run, config, splits=tmp_path / "other.csv")
-
-
-def test_other_weights_are_refused(begun, sample):
-    run, config = begun
-    described = (run / "config.json").read_text()
-    (run / "config.json").write_text(described.replace('"loaded_layers": 0', '"loaded_layers": 86'))
-    with pytest.raises(InputError, match="begun with 86 pretrained layers, and now 0"):
-        workflow.train(sample, run, config)
-
-
-def test_no_room_for_a_checkpoint_loses_nothing(arguments, uninterrupted, tmp_path):
+def test_no_room_for_a_checkpoint_loses_nothing(command, uninterrupted, tmp_path):
     """The limit of the size of files stands for the end of the disk."""
     run = tmp_path / "run"
-    command = [*arguments, "--run", str(run)]
+    ours = [*command, "--run", str(run)]
 
     def little_room():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
     failed = subprocess.run(
-        command, capture_output=True, text=True, preexec_fn=little_room, check=False
+        ours, capture_output=True, text=True, preexec_fn=little_room, check=False
     )
     assert failed.returncode == 2
     assert failed.stderr.splitlines()[-1].startswith("error: ")
-    assert "epoch-0001: cannot be written" in failed.stderr
+    assert "best_0001.npz: cannot be written" in failed.stderr
     assert not list((run / "checkpoints").iterdir())
-    subprocess.run(command, capture_output=True, check=True)
+    subprocess.run(ours, capture_output=True, check=True)
     pd.testing.assert_frame_equal(history(run), history(uninterrupted))
 
 
-STRATEGY = """
-import sys, numpy as np, pandas as pd, tensorflow as tf
-from pathlib import Path
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"][: int(sys.argv[1])])
-assert strategy.num_replicas_in_sync == int(sys.argv[1])
-import keras
-from skinlesion.config import make_config
-from skinlesion.model.resnet50 import LoadedWeights, build_model
-from skinlesion.model.train import fit, seed_everything
-config = make_config("default", image_size=(32, 32), weights="none", batch_size=8, epochs=2,
-    augmentation="none", frozen_share=0.5, head_learning_rate=1e-5, learning_rate=1e-5,
-    deterministic=True)
-seed_everything(config)
-with strategy.scope():
-    model, _ = build_model(image_size=(32, 32), weights="none", head="pooled")
-model.get_layer("head_dropout").rate = 0
-loaded = LoadedWeights("test", frozenset({"conv1_conv"}), 106)
-rng = np.random.default_rng(0)
-def images(count):
-    return rng.integers(0, 256, (count, 32, 32, 3), np.uint8), np.arange(count) % 7
-# One image more than whole batches: the last batch would leave one of two devices without any.
-fit(model, loaded, config, train=images(24), validation=images(16), run=Path(sys.argv[2]))
-fit(model, loaded, config, train=images(25), validation=images(17), run=Path(sys.argv[2]) / "odd")
-"""
+@pytest.fixture
+def config():
+    return make_config("default", **TINY, epochs=3, limit=14, deterministic=True)
 
 
-def test_two_devices_train_as_one(tmp_path):
-    found = []
-    for count in (1, 2):
-        run = tmp_path / str(count)
-        command = [sys.executable, "-c", STRATEGY, str(count), str(run)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        found.append(history(Path(run)))
-    assert found[0]["phase"].tolist() == ["frozen", "fine_tuning"]
-    for column in ("loss", "val_loss"):
-        assert found[1][column].to_numpy() == pytest.approx(found[0][column].to_numpy(), rel=3e-3)
-    assert np.isfinite(history(tmp_path / "2" / "odd")["val_loss"]).all()
+@pytest.fixture
+def begun(sample, config, tmp_path):
+    """A run that stopped at its time limit, before the end of its first epoch."""
+    return train(sample, tmp_path / "begun", config, time_limit=1e-9)
 
 
-def test_the_imagenet_weights_may_come_from_elsewhere(begun, sample):
-    run, config = begun
-    table, made = load_metadata(sample), read_split(run / "splits.csv")
+def test_a_time_limit_stops_and_the_same_call_continues(begun, config, sample, capsys):
+    train(sample, begun, config, time_limit=1e-9)
+    assert "stopped before the time limit" in capsys.readouterr().out
+    assert not begun.model_dir.exists()
+    assert not begun.checkpoints.exists()
+    train(sample, begun, config)
+    assert begun.is_finished
+    assert begun.history["epoch"].tolist() == [1, 2, 3]
+
+
+def test_a_time_limit_within_an_epoch_loses_only_that_epoch(sample, config, tmp_path, monkeypatch):
+    """A clock that jumps at the first step of the second epoch."""
+    expected = train(sample, tmp_path / "whole", config)
+
+    class JumpingClock:
+        def monotonic(self):
+            begun = (tmp_path / "run" / "checkpoints" / "state.json").is_file()
+            return time.monotonic() + (3600 if begun else 0)
+
+    monkeypatch.setattr(callbacks, "time", JumpingClock())
+    run = train(sample, tmp_path / "run", config, time_limit=0.9)
+    assert len(json.loads((run.checkpoints / "state.json").read_text())["rows"]) == 1
+    monkeypatch.undo()
+    monkeypatch.setenv("SKINLESION_UNATTENDED", "1")
+    train(sample, run, config)
+    pd.testing.assert_frame_equal(history(run.folder), history(expected.folder))
+
+
+def test_an_early_stop_that_was_kept_is_not_trained_on(sample, tmp_path, monkeypatch):
+    """Killed between the last epoch of an early stop and the saved model."""
+    config = make_config(
+        "default",
+        **TINY,
+        epochs=30,
+        limit=14,
+        scratch_learning_rate=0.1,
+        early_stopping_patience=1,
+        deterministic=True,
+    )
+    expected = train(sample, tmp_path / "whole", config)
+    assert len(expected.history) < 30
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save_model", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(sample, tmp_path / "run", config)
+    monkeypatch.undo()
+    run = train(sample, tmp_path / "run", config)
+    pd.testing.assert_frame_equal(history(run.folder), history(expected.folder))
+    weights = (one.load_model().get_weights() for one in (run, expected))
+    assert all(map(np.array_equal, *weights))
+
+
+def test_a_later_notebook_does_not_train_past_the_time_limit(begun, config, sample, tmp_path):
+    for folder in (begun.folder, tmp_path / "missing"):
+        with pytest.raises(InputError, match="no finished run here"):
+            find_trained_run(folder, sample, config, train_if_missing=True, time_limit=1e-9)
+
+
+def test_a_run_keeps_its_precision_on_another_device(begun):
+    path = begun.folder / "config.json"
+    described = path.read_text()
+    assert '"precision": "float32"' in described
+    path.write_text(described.replace('"precision": "float32"', '"precision": "mixed_float16"'))
+    assert choose_config(begun, None).precision == "mixed_float16"
+
+
+def test_the_same_command_continues_although_weights_came_from_the_environment(
+    begun, config, monkeypatch
+):
+    given = {name: value for name, value in TINY.items() if name != "weights"}
+    given |= {"epochs": 3, "limit": 14, "deterministic": True}
+    monkeypatch.setenv("SKINLESION_WEIGHTS", "/elsewhere/weights.h5")
+    for recipe in (None, "default"):
+        again = choose_config(begun, recipe, weights=None, **given)
+        assert again.model_copy(update={"precision": "auto"}) == config
+    assert choose_config(begun, "default", weights="imagenet").weights == "imagenet"
+
+
+def test_other_settings_are_refused_with_the_difference(begun, config, sample):
+    other = config.model_copy(update={"epochs": 9})
+    with pytest.raises(InputError, match=r"started with other settings \(epochs: 3 instead of 9"):
+        train(sample, begun, other)
+
+
+def test_another_split_is_refused(begun, config, sample, tmp_path):
+    write_split(sample, tmp_path / "other.csv", seed=3)
+    with pytest.raises(InputError, match="started with another split"):
+        train(sample, begun, config, splits=tmp_path / "other.csv")
+
+
+def test_other_weights_are_refused(begun, config, sample):
+    path = begun.folder / "config.json"
+    path.write_text(path.read_text().replace('"loaded_layers": 0', '"loaded_layers": 86'))
+    with pytest.raises(InputError, match="started with 86 pretrained layers, and now 0"):
+        train(sample, begun, config)
+
+
+def test_the_imagenet_weights_may_come_from_elsewhere(begun, config, sample):
     name = Path(WEIGHTS_URL).name
-    described = (run / "config.json").read_text()
+    path = begun.folder / "config.json"
+    described = path.read_text()
+    assert load_metadata(sample) is not None
     for earlier, now in (
         ("imagenet", f"/kaggle/input/datasets/keras/resnet50/{name}"),
         (f"/kaggle/input/resnet50/{name}", "imagenet"),
         ("/old/partial.h5", "/new/partial.h5"),
     ):
-        (run / "config.json").write_text(
-            described.replace('"weights": "none"', f'"weights": "{earlier}"')
-        )
-        require_same_run(run, dataclasses.replace(config, weights=now), table, made)
-    with pytest.raises(InputError, match="begun with other settings"):
-        require_same_run(run, dataclasses.replace(config, weights="imagenet"), table, made)
+        path.write_text(described.replace('"weights": "none"', f'"weights": "{earlier}"'))
+        given = config.model_copy(update={"weights": now})
+        require_same_run(begun, sample, begun.split, given)
+    with pytest.raises(InputError, match="started with other settings"):
+        given = config.model_copy(update={"weights": "imagenet"})
+        require_same_run(begun, sample, begun.split, given)
+
+
+DEVICES = """
+import sys, numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+count, folder, precision = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"][:count])
+from skinlesion.model import datasets, devices, resnet50
+# Two processors stand for two GPUs.
+resnet50.make_strategy = lambda batch_size: strategy
+listed = tf.config.list_logical_devices
+datasets.tf.config.list_logical_devices = (
+    lambda kind: [None] * count if kind == "GPU" else listed(kind)
+)
+from skinlesion.config import make_config
+from skinlesion.model.callbacks import make_callbacks
+from skinlesion.model.datasets import make_batches
+from skinlesion.model.run import Run
+from skinlesion.model.train import compile_model
+config = make_config("default", image_size=(32, 32), weights="none", top_stage="conv2",
+    batch_size=8, epochs=2, precision=precision, scratch_learning_rate=1e-5, deterministic=True,
+    augmentation="none" if precision == "float32" else "dermatoscopic")
+model = resnet50.build_model(config)
+assert model.distribute_strategy.num_replicas_in_sync == count
+if precision == "float32":
+    resnet50.find_part(model, "head").get_layer("dropout").rate = 0
+rng = np.random.default_rng(0)
+# One image more than whole batches: the last batch would leave one of two devices without any.
+def batches(count, shuffle):
+    images, labels = rng.integers(0, 256, (count, 32, 32, 3), np.uint8), np.arange(count) % 7
+    return make_batches(images, labels.astype("int32"), np.ones(7), 8, shuffle=shuffle)
+odd = precision != "float32"
+train, validation = batches(24 + odd, True), batches(16 + odd, False)
+compile_model(model, config, steps=len(train))
+model.fit(train, validation_data=validation, epochs=2, shuffle=False, verbose=0,
+    callbacks=make_callbacks(Run(folder), config))
+"""
+
+
+def train_on(count, folder, precision):
+    command = [sys.executable, "-c", DEVICES, str(count), str(folder), precision]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return history(folder)
+
+
+def test_two_devices_train_as_one(tmp_path):
+    one, two = (train_on(count, tmp_path / str(count), "float32") for count in (1, 2))
+    for column in ("loss", "val_loss"):
+        assert two[column].to_numpy() == pytest.approx(one[column].to_numpy(), rel=3e-3)
+
+
+def test_two_devices_in_half_precision_continue_after_an_epoch(tmp_path):
+    """What two T4s do; the second epoch is trained again from the checkpoint of the first."""
+    first = train_on(2, tmp_path, "mixed_float16")
+    assert np.isfinite(first["val_loss"]).all()
+    state = json.loads((tmp_path / "checkpoints" / "state.json").read_text())
+    assert len(state["rows"]) == 2
+    again = train_on(2, tmp_path, "mixed_float16")  # no epoch is left
+    pd.testing.assert_frame_equal(again, first)
+
+
+@pytest.mark.parametrize(("batch_size", "gpus"), [(32, 3), (7, 2)])
+def test_a_batch_that_gpus_cannot_share_is_refused(batch_size, gpus, monkeypatch):
+    import tensorflow as tf
+
+    from skinlesion.model.devices import make_strategy
+
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [None] * gpus)
+    with pytest.raises(InputError, match=f"batch of {batch_size} images .* {gpus} GPUs: choose"):
+        make_strategy(batch_size)

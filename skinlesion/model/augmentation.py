@@ -92,15 +92,15 @@ def make_augmentation(kind: Augmentation, *, seed: int) -> keras.Sequential:
     """
     # In float32 whatever the precision of the classifier: half precision has too few steps for
     # values up to 255.
-    exact = {"dtype": "float32"}
+    exact: dict[str, Any] = {"dtype": "float32"}
     layers: list[keras.layers.Layer]
     if kind == "original":
-        zoom = {"rotation": 10, "zoom": 0.1, "keep_aspect": False, "flip": False}
-        layers = [RandomAffine(**zoom, fill_mode="nearest", seed=seed, **exact)]
+        ranges: dict[str, Any] = {"rotation": 10, "zoom": 0.1, "keep_aspect": False, "flip": False}
+        layers = [RandomAffine(**ranges, fill_mode="nearest", seed=seed, **exact)]
     elif kind == "dermatoscopic":
-        any_way = {"rotation": 180, "zoom": 0.15, "keep_aspect": True, "flip": True}
+        ranges = {"rotation": 180, "zoom": 0.15, "keep_aspect": True, "flip": True}
         layers = [
-            RandomAffine(**any_way, fill_mode="reflect", seed=seed, **exact),
+            RandomAffine(**ranges, fill_mode="reflect", seed=seed, **exact),
             keras.layers.RandomBrightness(0.1, value_range=(0, 255), seed=seed + 1, **exact),
             keras.layers.RandomContrast(0.1, value_range=(0, 255), seed=seed + 2, **exact),
         ]

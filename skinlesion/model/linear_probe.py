@@ -33,8 +33,8 @@ def fit_linear_probe(
 
     Of `STRENGTHS`, the one with the lowest weighted validation loss is taken. Starting from a
     fitted head keeps the pretrained layers from being distorted by the first steps of fine-tuning
-    (Kumar et al., arXiv:2202.10054). Nothing is done if the settings do not ask for it, without
-    pretrained weights, and for a run that already has finished epochs.
+    (Kumar et al., arXiv:2202.10054). Nothing is done if the settings do not ask for it, before
+    epochs that start from random weights, and for a run that already has finished epochs.
 
     Args:
         model: from `build_model` with a pooled head.
@@ -46,7 +46,8 @@ def fit_linear_probe(
     Returns:
         The same table: C, accuracy, loss, val_accuracy, val_loss; empty if nothing was done.
     """
-    if not config.linear_probe or not pretrained_weights(model).layers or run.has_finished_epochs:
+    from_scratch = bool(config.epochs) and not pretrained_weights(model).layers
+    if not config.linear_probe or from_scratch or run.has_finished_epochs:
         return pd.DataFrame()
     say("train: fitting the head as a logistic regression")
     classifier = find_part(model, "classifier")
@@ -78,7 +79,12 @@ def _describe(
     image = keras.Input(classifier.input_shape[1:])
     maps = classifier.get_layer("backbone")(classifier.get_layer("preprocessing")(image))
     describe = keras.Model(image, head.get_layer("pool")(maps))
-    compute = tf.function(lambda batch: describe(batch, training=False), reduce_retracing=True)
+    shape = (None, *classifier.input_shape[1:])
+
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32)])
+    def compute(batch: tf.Tensor) -> tf.Tensor:
+        return describe(batch, training=False)
+
     parts: list[tuple[Any, ...]] = []
     for batch, labels, weights in progress_bar(images, title, len(images), unit="batch"):
         parts.append((compute(batch).numpy(), labels.numpy(), weights.numpy()))

@@ -74,7 +74,7 @@ class Predictor:
         """Predict decoded images, in batches.
 
         Args:
-            images: uint8 (n, height, width, 3) at the model's size.
+            images: uint8 (n, height, width, 3) at the model's size, one or more.
             tta: average the probabilities over mirrored images, and over images turned by 90
                 degrees where they are square (Codella et al., arXiv:1902.03368, report such means
                 for the best entries of ISIC 2018). Features and maps are those of the images.
@@ -83,7 +83,7 @@ class Predictor:
         Raises:
             InputError: the model gives probabilities that are not numbers.
         """
-        starts = range(0, max(1, len(images)), BATCH_SIZE)
+        starts = range(0, len(images), BATCH_SIZE)
         return _join(
             [self._predict(images[start : start + BATCH_SIZE], tta, maps) for start in starts]
         )
@@ -94,7 +94,7 @@ class Predictor:
         """Predict image files; while a batch is predicted, the next one is decoded.
 
         Args:
-            paths: one file or more.
+            paths: image files, one or more.
             tta: see `predict_images`.
             maps: see `predict_images`.
 

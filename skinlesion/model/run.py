@@ -159,7 +159,7 @@ class Run:
     @property
     def history(self) -> pd.DataFrame:
         """A row an epoch, numbered from 1; without rows where no epoch was trained."""
-        if not self.history_path.is_file():
+        if not self.history_path.is_file() or not self.history_path.stat().st_size:
             return pd.DataFrame()
         table = pd.read_csv(self.history_path)
         return table.assign(epoch=table["epoch"] + 1)

@@ -54,15 +54,15 @@ def train(
     An interrupted run continues after its last finished epoch, and a finished one is kept.
 
     Args:
-        data: the dataset; None: the run's own, else the one that `find_dataset` finds.
+        data: the dataset; None: the run's own, else as `find_dataset`.
         run: folder of the run.
         config: the settings.
-        splits: a split file; None: the run's own, else a new split as the settings say.
+        splits: a split file; None: the run's own, else a new split.
         time_limit: hours from now after which training stops; the same call continues it.
 
     Raises:
-        InputError: the folder holds a run of other settings, data or split; or dataset, split or
-            weights cannot be used; or there is no room.
+        InputError: the folder holds another run, dataset, split or weights cannot be used, or
+            there is no room.
         FloatingPointError: the loss is no longer a number.
     """
     run = run if isinstance(run, Run) else Run(run)
@@ -149,9 +149,14 @@ def begin_run(
     shutil.rmtree(run.evaluation_dir, ignore_errors=True)
     if run.is_begun:
         return
-    table = load_metadata(data)
     write_csv(run.splits_path, split)
-    described = {
+    write_json(run.folder / "config.json", _describe(model, data, config))
+
+
+def _describe(model: keras.Sequential, data: Path, config: Config) -> dict[str, Any]:
+    """What `config.json` holds."""
+    table, pretrained = load_metadata(data), pretrained_weights(model)
+    return {
         "config": config.model_dump(),
         "seed": config.seed,
         "weights": {
@@ -170,7 +175,6 @@ def begin_run(
         "device": describe_device(),
         "precision": find_part(model, "classifier").dtype_policy.name,
     }
-    write_json(run.folder / "config.json", described)
 
 
 def finish_run(run: Run, model: keras.Sequential, config: Config) -> None:
@@ -226,8 +230,9 @@ def choose_config(
         known = run.config
         if recipe is None:
             return _settle(read_config(known.model_dump() | given), run, data)
-        # Those that were found when it was started, which may not be the recipe's.
-        given = {"weights": known.weights} | given
+        here = default_weights()
+        same = here and _weights_name(here) == _weights_name(known.weights)
+        given = {"weights": here if same else known.weights} | given
     elif "weights" not in given:
         given["weights"] = default_weights() or "imagenet"
     return _settle(make_config(recipe or "default", **given), run, data)
@@ -244,7 +249,7 @@ def _settle(config: Config, run: Run, data: Path | None) -> Config:
 
 
 def find_trained_run(
-    run: str | Path,
+    run: str | Path | Run,
     data: Path,
     config: Config,
     *,
@@ -265,7 +270,7 @@ def find_trained_run(
     Raises:
         InputError: there is no finished run, and none was trained.
     """
-    found = Run(run)
+    found = run if isinstance(run, Run) else Run(run)
     if not found.is_finished and train_if_missing:
         found = train(data, found, config, splits=splits, time_limit=time_limit)
     if not found.is_finished:
@@ -292,7 +297,7 @@ def require_same_run(run: Run, data: Path, split: pd.DataFrame, config: Config) 
         InputError: something differs; says what.
     """
     known = run.config
-    if _weights_name(known) == _weights_name(config):
+    if _weights_name(known.weights) == _weights_name(config.weights):
         config = config.model_copy(update={"weights": known.weights})
     if "auto" in (known.precision, config.precision):
         config = config.model_copy(update={"precision": known.precision})
@@ -307,9 +312,9 @@ def require_same_run(run: Run, data: Path, split: pd.DataFrame, config: Config) 
         raise InputError(f"{run}: was started with another split; name another --run")
 
 
-def _weights_name(config: Config) -> str:
+def _weights_name(weights: str) -> str:
     """The name of the weights, wherever the file lies: Kaggle's mount points vary."""
-    return IMAGENET_NAME if config.weights == "imagenet" else Path(config.weights).name
+    return IMAGENET_NAME if weights == "imagenet" else Path(weights).name
 
 
 def _choose_split(data: Path, run: Run, config: Config, splits: Path | None) -> pd.DataFrame:
