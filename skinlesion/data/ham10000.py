@@ -4,10 +4,10 @@ import hashlib
 import os
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
@@ -33,14 +33,6 @@ MASKS_NAME = "masks"
 
 COPY_THREADS = 8
 """Kaggle's mount is slow for each single file: several requests at a time hide that."""
-
-
-class CopyReport(NamedTuple):
-    """What `copy_images` did, in numbers of images."""
-
-    linked: int
-    copied: int
-    kept: int
 
 
 def find_dataset(data: str | Path | None = None) -> Path:
@@ -225,7 +217,7 @@ def dataset_fingerprint(table: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
-def copy_images(data: str | Path | None, out: Path) -> CopyReport:
+def copy_images(data: str | Path | None, out: Path) -> Path:
     """Copy the images and the metadata of the dataset into one folder: the step `copy`.
 
     Images are hard links if the file system allows it. Each file is copied completely or not at
@@ -234,7 +226,10 @@ def copy_images(data: str | Path | None, out: Path) -> CopyReport:
     Args:
         data: folder of the dataset; None takes an earlier copy in `out`, or else looks as
             `find_dataset` does.
-        out: folder to fill; afterwards it is a dataset itself, with all images in one folder.
+        out: folder to fill.
+
+    Returns:
+        `out`, which is a dataset itself: the metadata and all images in one folder.
 
     Raises:
         InputError: the dataset is incomplete, `out` lies in the dataset or contains it or holds
@@ -244,20 +239,19 @@ def copy_images(data: str | Path | None, out: Path) -> CopyReport:
     source = (_find_copy(out) if data is None else None) or find_dataset(data)
     paths = list(load_metadata(source)["path"])
     if source == out:
-        report = CopyReport(linked=0, copied=0, kept=len(paths))
+        ways = ["already there"] * len(paths)
     else:
         say(f"copy: copying the images of {source} to {out} (up to some minutes)")
-        report = _copy_dataset(source.resolve(), paths, out.resolve())
-    say(
-        f"copy: {len(paths):,} images in {out} ({report.linked:,} linked, {report.copied:,} "
-        f"copied, {report.kept:,} already there)"
-    )
+        ways = _copy_dataset(source.resolve(), paths, out.resolve())
+    counts = ", ".join(f"{count:,} {way}" for way, count in Counter(ways).items())
+    say(f"copy: {len(paths):,} images in {out} ({counts})")
     if is_sample(source):
         say(SYNTHETIC_NOTE)
-    return report
+    return out
 
 
-def _copy_dataset(source: Path, paths: list[Path], out: Path) -> CopyReport:
+def _copy_dataset(source: Path, paths: list[Path], out: Path) -> list[str]:
+    """Copy images, masks and metadata; return how each image was copied, as `_place` does."""
     if out == source or source in out.parents or out in source.parents:
         raise InputError(f"{out}: lies in {source} or contains it; choose a separate folder")
     names = {path.name for path in paths}
@@ -268,14 +262,14 @@ def _copy_dataset(source: Path, paths: list[Path], out: Path) -> CopyReport:
         )
     for leftover in out.glob("*.part"):
         leftover.unlink()
-    done = _place_all(paths, out)
+    ways = _place_all(paths, out)
     if (source / MASKS_NAME).is_dir():
         _place_all(sorted((source / MASKS_NAME).glob("*.png")), out / MASKS_NAME)
     # Not as hard links: people edit the metadata, and would change the source.
     if is_sample(source):
         _copy(source / SAMPLE_MARKER, out / SAMPLE_MARKER)
     _copy(source / METADATA_NAME, out / METADATA_NAME)
-    return CopyReport(*(done.count(way) for way in CopyReport._fields))
+    return ways
 
 
 def _place_all(paths: list[Path], out: Path) -> list[str]:
@@ -293,10 +287,10 @@ def _place_all(paths: list[Path], out: Path) -> list[str]:
 
 
 def _place(source: Path, target: Path) -> str:
-    """Link or copy one file; return `kept`, `linked` or `copied`."""
+    """Link or copy one file; return `already there`, `linked` or `copied`."""
     if target.is_file():
         if target.stat().st_size == source.stat().st_size:
-            return "kept"
+            return "already there"
         target.unlink()
     try:
         os.link(os.path.realpath(source), target)  # of a symbolic link, its target

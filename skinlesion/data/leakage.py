@@ -10,7 +10,6 @@ from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import SPLITS, merge_lesions, read_any_split
 from skinlesion.diagnoses import CLASS_CODES
 from skinlesion.files import name_some
-from skinlesion.machine import say
 
 KINDS = ("lesion", "lesion or near duplicate")
 PLACES = ("train", "train or validation")
@@ -98,7 +97,7 @@ class Audit:
 def audit_file(
     splits: Path, *, data: str | Path | None = None, near_duplicates: Path | None = None
 ) -> Audit:
-    """Audit a split file, of this project or another one, and print the result: the step `audit`.
+    """Audit a split file, of this project or another one: the step `audit`.
 
     Args:
         splits: CSV file with `image_id` and `split`, as for `read_any_split`.
@@ -111,9 +110,7 @@ def audit_file(
     """
     split = read_any_split(splits)
     table = read_metadata(require_local_dataset(data) / METADATA_NAME)
-    audit = audit_split(split, table, read_near_duplicates(near_duplicates))
-    say(audit.describe())
-    return audit
+    return audit_split(split, table, read_near_duplicates(near_duplicates))
 
 
 def audit_split(
