@@ -1,4 +1,4 @@
-"""The seven diagnoses of HAM10000, as data: the only place where class names are typed.
+"""The seven diagnoses of HAM10000 as data. Class names are typed nowhere else.
 
 Source: P. Tschandl, C. Rosendahl, H. Kittler, "The HAM10000 dataset", Scientific Data 5:180161
 (2018), doi:10.1038/sdata.2018.161. The column names are those of ISIC 2018 Task 3.
@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 
 class Diagnosis(NamedTuple):
-    """One class: its `dx` code in the metadata, its full name, and whether it is treated as cancer.
+    """One class: its `dx` code in the metadata, its full name, and whether it counts as malignant.
 
-    akiec (actinic keratosis, Bowen's disease) counts as malignant, as in the dataset's paper: it is
-    an early, in-situ form of squamous cell carcinoma.
+    akiec (actinic keratosis, Bowen's disease) counts as malignant: the dataset's paper describes it
+    as an early, in-situ form of squamous cell carcinoma.
     """
 
     code: str
@@ -37,7 +37,7 @@ LABEL_OF = {code: label for label, code in enumerate(CLASS_CODES)}
 """`dx` code to integer label, 0 to 6."""
 
 ISIC_COLUMNS = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
-"""Columns of ISIC 2018 Task 3 prediction and truth files, in that order, after `image`."""
+"""The columns of ISIC 2018 Task 3 prediction and truth files, in this order, after `image`."""
 
 DISCLAIMER = "For research and education only: not a medical device, not for clinical use."
-SYNTHETIC_NOTE = "Synthetic sample: drawn by a program, says nothing about skin lesions."
+SYNTHETIC_NOTE = "Synthetic sample: drawn by a program. It says nothing about real skin lesions."

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and the one error that means bad input."""
+"""Files that are written completely or not at all, and the one error that means bad input."""
 
 import contextlib
 import json
@@ -13,25 +13,27 @@ import pandas as pd
 
 
 class InputError(ValueError):
-    """Bad input from the user: one line that says what is wrong, where, and what to do about it."""
+    """Bad input from the user: one line that says what is wrong, where, and what to do."""
 
 
 def name_some(names: list[str], *, shown: int = 5) -> str:
-    """Join the first few names for an error message, and count the rest.
-
-    Args:
-        names: what to name, in the order to show.
-        shown: how many are spelled out.
-    """
+    """Join the first `shown` names for a message and count the rest: `a, b and 3 more`."""
     rest = len(names) - shown
     return ", ".join(names[:shown]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a file beside `path`, then put it in place in one step.
+    """Let `write` create a file beside `path`, then move it to `path` in one step.
+
+    Args:
+        path: the final place; missing parent folders are created.
+        write: called with the temporary path, which has the suffix of `path`.
+
+    Returns:
+        `path`.
 
     Raises:
-        InputError: `path` is a folder, or the file cannot be written: no room, no permission.
+        InputError: `path` is a folder, the disk is full, or permission is missing.
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file to write")
@@ -42,26 +44,34 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
         part.replace(path)
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); make room there or choose "
-            "another place"
+            f"{path}: cannot be written ({error.strerror or error}); make room or choose another "
+            "place"
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # gone already, or its folder is a file
+        with contextlib.suppress(OSError):  # already moved, or its parent is a file
             part.unlink()
     return path
 
 
 def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a folder beside `folder`, then put it in place of what is there.
+    """Let `write` fill a folder beside `folder`, then replace `folder` with it.
 
-    The content has reached the disk before the name: after a power cut too, the folder is whole.
+    The content is flushed to disk before the folder is renamed. The folder is therefore complete
+    even after a power cut.
+
+    Args:
+        folder: the final place; an existing folder is replaced.
+        write: called with the temporary folder.
+
+    Returns:
+        `folder`.
 
     Raises:
-        InputError: the folder cannot be written: no room, no permission.
+        InputError: the disk is full, or permission is missing.
     """
     part = folder.with_name(f".{folder.name}.part")
     try:
-        shutil.rmtree(part, ignore_errors=True)  # of an interrupted run
+        shutil.rmtree(part, ignore_errors=True)  # left by an interrupted run
         part.mkdir(parents=True)
         write(part)
         for path in filter(Path.is_file, part.rglob("*")):
@@ -71,8 +81,8 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> Pa
         part.replace(folder)
     except OSError as error:
         raise InputError(
-            f"{folder}: cannot be written ({error.strerror or error}); make room there or choose "
-            "another place"
+            f"{folder}: cannot be written ({error.strerror or error}); make room or choose another "
+            "place"
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -80,7 +90,7 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> Pa
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Write JSON-ready values, indented for readers; NaN, which JSON does not know, as null."""
+    """Write values as indented JSON. NaN, which JSON does not have, becomes null."""
     text = json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n"
     return write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
@@ -89,7 +99,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: not there, or not JSON.
+        InputError: the file does not exist or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

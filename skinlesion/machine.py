@@ -1,4 +1,4 @@
-"""Where this runs: Kaggle, Colab or another machine; what is attached, and where new files go."""
+"""Where this runs: Kaggle, Colab or another machine; what is attached; where new files go."""
 
 import importlib.util
 import os
@@ -7,11 +7,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from packaging.requirements import Requirement
 from tqdm import tqdm
 
 from skinlesion.files import write_atomically, write_folder_atomically
@@ -22,23 +20,23 @@ Platform = Literal["kaggle", "colab", "laptop"]
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
 COLAB_DRIVE = Path("/content/drive/MyDrive")
-"""Where Colab shows Google Drive, once the user has mounted it."""
+"""Google Drive on Colab, once the user has mounted it."""
 
 DATASET_SLUG = "skin-cancer-mnist-ham10000"
 KAGGLE_MOUNTS = (
     KAGGLE_INPUT / "datasets/kmader" / DATASET_SLUG,
     KAGGLE_INPUT / DATASET_SLUG,
 )
-"""Where Kaggle shows the attached dataset: the new form and the old one."""
+"""Where Kaggle mounts the attached dataset: the new path and the old one."""
 
 EARLIER_OUTPUTS = ("notebooks/*/*", "datasets/*/*", "*")
-"""Where Kaggle shows the output of another notebook, or a dataset made of it, new form and old."""
+"""Where Kaggle mounts the output of another notebook, or a dataset made from it."""
 
 WEIGHTS_PATTERNS = tuple(
     f"{place}/*resnet50_*notop*.h5"
     for place in ("datasets/*/*", "models/*/*/*/*/*", "*", "*/*/*/*")
 )
-"""Where Kaggle shows an attached file of weights: of a dataset or a model, new form and old."""
+"""Where Kaggle mounts a weights file of a dataset or a model: the new paths and the old ones."""
 
 HOW_TO_ATTACH = {
     "kaggle": "attach its output (Add Input > Notebooks) and run this again",
@@ -46,27 +44,27 @@ HOW_TO_ATTACH = {
     "from google.colab import drive; drive.mount('/content/drive')",
     "laptop": "run it first, or set `work` to its folder",
 }
-"""How a notebook gets what an earlier one made."""
+"""How a notebook gets the output of an earlier notebook."""
 
 
 def find_platform() -> Platform:
-    """Which kind of machine this is.
+    """Return the kind of machine that this is.
 
-    `/kaggle/input` proves nothing: Colab has it too, where kagglehub mounts data.
+    `/kaggle/input` alone proves nothing: on Colab, kagglehub mounts data there too.
     """
     if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
         return "kaggle"
     try:
         return "colab" if importlib.util.find_spec("google.colab") else "laptop"
-    except ModuleNotFoundError:  # nothing named google at all
+    except ModuleNotFoundError:  # there is no package `google` at all
         return "laptop"
 
 
 def default_work_dir() -> Path:
-    """The folder for results.
+    """Return the folder for results.
 
-    Kaggle's saved folder; on Colab `skinlesion` in Google Drive where that is mounted; otherwise
-    `outputs` in the current folder.
+    On Kaggle this is the folder that Kaggle saves; on Colab `skinlesion` in Google Drive, if Drive
+    is mounted; otherwise `outputs` in the current folder.
     """
     platform = find_platform()
     if platform == "kaggle":
@@ -77,16 +75,17 @@ def default_work_dir() -> Path:
 
 
 def default_images_dir(work: Path) -> Path:
-    """The folder for the gathered images: in `work`, but never in a place that saves every file."""
-    saved = (KAGGLE_WORKING, COLAB_DRIVE)
-    is_saved = any(map(work.absolute().is_relative_to, saved))
+    """Return the folder for copied images: in `work`, unless every file there is saved online."""
+    work = work.absolute()
+    is_saved = work.is_relative_to(KAGGLE_WORKING) or work.is_relative_to(COLAB_DRIVE)
     return (default_cache_dir() if is_saved else work) / "images"
 
 
 def default_cache_dir() -> Path:
-    """The folder for files that can be made again: `SKINLESION_CACHE`, else the user's own cache.
+    """Return the folder for files that can be recreated.
 
-    On Kaggle it lies outside the saved folder.
+    This is the variable `SKINLESION_CACHE` if it is set; on Kaggle a temporary folder, which is not
+    saved; otherwise the user's cache folder.
     """
     if named := os.environ.get("SKINLESION_CACHE"):
         return Path(named)
@@ -96,9 +95,10 @@ def default_cache_dir() -> Path:
 
 
 def default_weights() -> str | None:
-    """The file of the backbone's weights; None: there is none here.
+    """Return the file of pretrained weights: `SKINLESION_WEIGHTS`, or one attached on Kaggle.
 
-    The one that the variable `SKINLESION_WEIGHTS` names, or on Kaggle one that is attached.
+    Returns:
+        The path, or None if there is no such file on this machine.
     """
     if named := os.environ.get("SKINLESION_WEIGHTS"):
         return named
@@ -108,20 +108,23 @@ def default_weights() -> str | None:
 
 
 def bring_earlier(name: str, work: Path) -> Path:
-    """What an earlier notebook made: `work / name`, which may not be there.
+    """Make the output of an earlier notebook available in the working folder.
 
-    On Kaggle each notebook is a session of its own, and what another one left is attached as
-    input, read-only: it is copied first, so that it can be added to.
+    On Kaggle each notebook has its own session. The output of another notebook is attached as
+    read-only input. It is copied, so that this notebook can add files to it.
 
     Args:
         name: file or folder below the working folder, such as `runs/default`.
         work: the working folder.
+
+    Returns:
+        `work / name`, which does not exist if no earlier output was found.
     """
     place = work / name
     if place.exists() or find_platform() != "kaggle":
         return place
     found = _list_input(f"{output}/{name}" for output in EARLIER_OUTPUTS)
-    # Of several runs, one that has its model before one that was interrupted.
+    # Of several runs, a finished one comes first.
     found.sort(key=lambda path: not (path / "model" / "bundle.json").is_file())
     if found:
         others = f" (the first of {len(found)} that are attached)" if len(found) > 1 else ""
@@ -134,25 +137,25 @@ def bring_earlier(name: str, work: Path) -> Path:
 
 
 def how_to_attach() -> str:
-    """How to use what an earlier notebook made, instead of making it again."""
+    """Return how to use the output of an earlier notebook on this platform."""
     return HOW_TO_ATTACH[find_platform()]
 
 
 def list_gpus() -> list[str]:
-    """The names of the NVIDIA GPUs of this machine, such as `Tesla T4`; asks their driver."""
+    """Return the names of the NVIDIA GPUs, such as `Tesla T4`, as reported by their driver."""
     if not shutil.which("nvidia-smi"):
         return []
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    return [] if answer.returncode else answer.stdout.split("\n")[:-1]
+    return [] if answer.returncode else answer.stdout.splitlines()
 
 
 def start() -> None:
-    """Say where this runs; what notebooks call first, once they have found the package.
+    """Print where this runs; notebooks call it first.
 
-    Where they found it in a clone or in a wheel, programs that they start find it there too.
+    If the package was imported from a clone or a wheel, programs started later find it there too.
     """
-    # TensorFlow reads this when it is imported: without it, its messages bury ours.
+    # TensorFlow reads this on import. Without it, its log messages bury ours.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.path[:] = [str(Path(entry).resolve()) if entry else entry for entry in sys.path]
     home = Path(__file__).resolve().parent.parent
@@ -160,61 +163,33 @@ def start() -> None:
         others = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = f"{home}{os.pathsep}{others}" if others else str(home)
     say(describe())
-    for problem in find_unmet_requirements():
-        say(f"warning: {problem}; parts of this may fail")
 
 
 def describe() -> str:
-    """One line on the machine, and one on where results go and whether they stay there."""
+    """Return one line about the machine, and one about where results go and whether they stay."""
     platform, work = find_platform(), default_work_dir()
     name = {"kaggle": "Kaggle", "colab": "Google Colab", "laptop": "this machine"}[platform]
-    shown = os.path.relpath(work) if platform == "laptop" else work
     gpus = list_gpus()
     kinds = [f"{gpus.count(kind)} x {kind}" for kind in sorted(set(gpus))]
-    kept = {
-        "kaggle": "kept when you save the notebook's version",
-        "colab": "kept in your Drive"
-        if work.is_relative_to(COLAB_DRIVE)
-        else f"lost when the session ends; to keep them, {HOW_TO_ATTACH['colab']}",
-        "laptop": "kept",
-    }[platform]
+    kept = "kept"
+    if platform == "kaggle":
+        kept = "kept when you save the notebook's version"
+    elif platform == "colab" and work.is_relative_to(COLAB_DRIVE):
+        kept = "kept in your Drive"
+    elif platform == "colab":
+        kept = f"lost when the session ends; to keep them, {HOW_TO_ATTACH['colab']}"
+    shown = os.path.relpath(work) if platform == "laptop" else work
     return (
         f"skinlesion on {name}: Python {sys.version.split()[0]}, {os.cpu_count()} cores, "
         f"{', '.join(kinds) or 'no GPU'}\nresults: {shown}, {kept}"
     )
 
 
-def find_unmet_requirements() -> list[str]:
-    """What `requirements.txt` asks for and is not here, or too old: a line each.
-
-    Of a folder that was copied alone, without that file, nothing is known.
-    """
-    try:
-        # Of an installed package, or of the wheel that it is imported from.
-        lines = [line for line in requires("skinlesion") or [] if "extra ==" not in line]
-    except PackageNotFoundError:  # a clone
-        path = Path(__file__).parent.parent / "requirements.txt"
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        lines = [line.partition("#")[0] for line in text.splitlines()]
-    problems = []
-    for requirement in (Requirement(line) for line in lines if line.strip()):
-        if requirement.name == "jupyter":  # nothing is imported from it
-            continue
-        try:
-            here = version(requirement.name)
-        except PackageNotFoundError:
-            problems.append(f"{requirement} is not installed")
-            continue
-        if not requirement.specifier.contains(here, prereleases=True):
-            problems.append(f"{requirement} is wanted, {here} is installed")
-    return problems
-
-
 def is_watched() -> bool:
-    """Whether a person sees the output while it appears: in a terminal or in a live notebook.
+    """Return whether a person sees the output as it appears: in a terminal or a live notebook.
 
-    Not in a Kaggle batch run, and not where `SKINLESION_UNATTENDED=1` says so, as scripts that
-    execute notebooks do.
+    False in a Kaggle batch run, and with `SKINLESION_UNATTENDED=1`, which scripts that execute
+    notebooks set.
     """
     batch = os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch"
     if batch or os.environ.get("SKINLESION_UNATTENDED") == "1":
@@ -225,29 +200,22 @@ def is_watched() -> bool:
 def progress_bar(
     items: Iterable[T] | None, title: str, total: int, *, unit: str = "image"
 ) -> "tqdm[T]":
-    """Pass on `items`; when somebody watches and it takes over a second, with a bar on stderr."""
+    """Pass on `items` and show a bar on stderr if this takes over a second and is watched."""
     return tqdm(items, title, total, unit=f" {unit}s", delay=1, disable=not is_watched())
 
 
-def byte_bar(title: str, total: int) -> "tqdm[Any]":
-    """A bar on stderr, when somebody watches, for something that moves by bytes."""
-    return tqdm(
-        desc=title, total=total, unit="B", unit_scale=True, delay=1, disable=not is_watched()
-    )
-
-
 def say(text: str) -> None:
-    """Tell whoever runs this what happens, at once even where output is buffered."""
+    """Print at once, even if output is buffered."""
     print(text, flush=True)
 
 
 def _list_input(patterns: Iterable[str]) -> list[Path]:
-    """What fits a pattern below Kaggle's input, in the order of patterns, then of paths."""
+    """List what matches below Kaggle's input, in the order of the patterns, then of the paths."""
     return [path for pattern in patterns for path in sorted(KAGGLE_INPUT.glob(pattern))]
 
 
 def _copy_writable(source: Path, target: Path) -> None:
-    """Copy the files of a folder, not their permissions: Kaggle's input is read-only."""
+    """Copy the files of a folder without their permissions: Kaggle's input is read-only."""
     for path in source.rglob("*"):
         if path.is_file():
             copied = target / path.relative_to(source)

@@ -1,4 +1,4 @@
-"""Large arrays that are made once: in memory where they fit, otherwise in a file that stays."""
+"""Large arrays: kept in memory if they fit, otherwise in a file that later runs use again."""
 
 import hashlib
 import os
@@ -12,16 +12,16 @@ from skinlesion.files import write_atomically
 from skinlesion.machine import say
 
 MEMORY_BUDGET = 4 * 2**30
-"""Bytes up to which an array, each by itself, is kept in memory; a larger one goes into a file.
-HAM10000's training and validation images take 1.3 GB at 224x224."""
+"""Arrays of at most this many bytes are kept in memory, larger ones go to a file. HAM10000's
+training and validation images take 1.3 GB at 224x224."""
 KEPT_DAYS = 30
-"""Files that were not used for so long are deleted when a new one is written."""
+"""Files unused for this many days are deleted when a new file is written."""
 KEPT_DAYS_UNFINISHED = 1
-"""The same for what a killed process left unfinished."""
+"""The same for unfinished files, which a killed process leaves behind."""
 
 
 def make_key(*parts: bytes | str | np.ndarray) -> str:
-    """The SHA-256, in 64 hexadecimal digits, of what an array is made from."""
+    """Return the SHA-256, as 64 hexadecimal digits, of everything that an array is made from."""
     digest = hashlib.sha256()
     for part in parts:
         content = part.encode() if isinstance(part, str) else part
@@ -40,24 +40,24 @@ def make_array(
     folder: Path | None,
     budget: int = MEMORY_BUDGET,
 ) -> np.ndarray:
-    """Put consecutive parts together, or open the file in which that was done before.
+    """Concatenate consecutive parts, or open the file that an earlier call wrote.
 
-    The file ends with its key: what is cut off, or was made from something else, lacks it and is
-    made again. It is mapped and not read, so that memory stays the same however large it is.
+    The file ends with its key. A truncated file, or one made from other data, does not end with
+    this key and is written again. The file is memory-mapped, so memory use does not grow with it.
 
     Args:
-        shape: of the whole array.
-        dtype: of the whole array.
-        chunks: its parts along the first axis; not touched where the file is there.
+        shape: shape of the whole array.
+        dtype: type of the whole array.
+        chunks: its parts along the first axis; not consumed if the file exists.
         key: from `make_key`, of everything that the array depends on.
-        folder: where files are kept; None keeps everything in memory.
-        budget: bytes up to which the array is kept in memory and no file is written.
+        folder: folder of the file; None keeps everything in memory.
+        budget: largest size in bytes that is kept in memory.
 
     Returns:
-        The array; read-only where it is a file.
+        The array; read-only if it is a file.
 
     Raises:
-        InputError: no room or no permission for the file.
+        InputError: the disk is full, or permission is missing.
     """
     needed = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     if folder is None or needed <= budget:
@@ -71,7 +71,7 @@ def make_array(
     if not _is_whole(path, key, needed):
         _delete_old(folder)
         say(f"cache: writing {needed / 1e9:.1f} GB to {path}, for this run and later ones")
-        # Under a name of its own: another process may be making the same.
+        # Under its own name: another process may be writing the same file.
         own = folder / f"{key}.{os.getpid()}.npy"
         write_atomically(own, lambda part: _write(part, shape, dtype, chunks, key)).replace(path)
     os.utime(path)
@@ -81,7 +81,7 @@ def make_array(
 def _write(
     path: Path, shape: tuple[int, ...], dtype: type, chunks: Iterable[np.ndarray], key: str
 ) -> None:
-    """A `.npy` file and its key. Not through a mapping: a full disk would kill the process."""
+    """Write a `.npy` file and its key. On a full disk, a writable mapping would crash here."""
     header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
     with path.open("wb") as file:
         np.lib.format.write_array_header_2_0(file, header)

@@ -1,16 +1,18 @@
-"""Find or download HAM10000, and gather its images in one folder."""
+"""HAM10000 on disk: find or download it, read its metadata, copy its images into one folder."""
 
+import hashlib
 import os
 import shutil
-from collections.abc import Iterable
+import warnings
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from skinlesion.data.download import METADATA_NAME, download_dataset
-from skinlesion.diagnoses import SYNTHETIC_NOTE
+from skinlesion.diagnoses import CLASS_CODES, LABEL_OF, SYNTHETIC_NOTE
 from skinlesion.files import InputError, name_some
 from skinlesion.machine import (
     KAGGLE_MOUNTS,
@@ -20,171 +22,278 @@ from skinlesion.machine import (
     say,
 )
 
+COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")
+"""The columns of the metadata that must be present. Others are kept and not used."""
+
 SAMPLE_MARKER = "SYNTHETIC_SAMPLE.json"
-"""A folder with this file holds the synthetic sample, or images gathered from it."""
+"""A folder with this file holds the synthetic sample, or a copy of its images."""
 
 MASKS_NAME = "masks"
 """Folder of the sample with the outline of each lesion, a PNG named as the image, white inside."""
 
 COPY_THREADS = 8
-"""Kaggle's mount answers slowly, one file at a time: several requests under way hide that."""
-
-
-@dataclass(frozen=True)
-class GatherReport:
-    """What `gather_images` did, in numbers of images."""
-
-    linked: int
-    copied: int
-    kept: int
+"""Kaggle's mount is slow for each single file: several requests at a time hide that."""
 
 
 def find_dataset(data: str | Path | None = None) -> Path:
-    """The folder that holds `HAM10000_metadata.csv` and, somewhere below it, the images.
+    """Find or download the dataset.
 
-    Tried in this order: `data`; the variable `HAM10000_DIR`; the two places where Kaggle mounts
-    the dataset; an earlier download in the cache folder; a download, once.
+    Places are tried in this order: `data`, the variable `HAM10000_DIR`, Kaggle's two mounts, an
+    earlier download in the cache folder. If all of them fail, the dataset is downloaded.
+
+    Args:
+        data: folder of the dataset, or None to look for it.
+
+    Returns:
+        The folder with `HAM10000_metadata.csv` and, somewhere below it, the images.
 
     Raises:
-        InputError: a named folder that does not hold the dataset, or no dataset to be had.
+        InputError: the named folder does not hold the dataset, or the download failed.
     """
-    return find_local_dataset(data) or download_dataset(_downloaded())
+    return find_local_dataset(data) or download_dataset(default_cache_dir() / "ham10000")
 
 
 def find_local_dataset(data: str | Path | None = None) -> Path | None:
-    """The same without a download; None where nothing is at hand."""
+    """Find the dataset as `find_dataset` does, but without a download.
+
+    Returns:
+        Its folder, or None if there is no dataset on this machine.
+
+    Raises:
+        InputError: the named folder does not hold the dataset.
+    """
     if data is not None:
         return _require_metadata(Path(data), named_by="--data")
     if os.environ.get("HAM10000_DIR"):
         return _require_metadata(Path(os.environ["HAM10000_DIR"]), named_by="HAM10000_DIR")
-    places = (*KAGGLE_MOUNTS, _downloaded())
+    places = (*KAGGLE_MOUNTS, default_cache_dir() / "ham10000")
     return next((place for place in places if (place / METADATA_NAME).is_file()), None)
 
 
-def find_images(data: str | Path | None, work: Path) -> Path:
-    """The dataset to read images from: the one gathered in an earlier step, if no other is named.
-
-    Args:
-        data: the dataset, or None.
-        work: the working folder, for which the images may have been gathered.
+def require_local_dataset(data: str | Path | None = None) -> Path:
+    """Find the dataset without a download, for commands that only inspect it.
 
     Raises:
-        InputError: as `find_dataset` and `find_gathered`.
+        InputError: there is no dataset on this machine, or not in the named folder.
     """
-    found = find_gathered(default_images_dir(work)) if data is None else None
+    found = find_local_dataset(data)
+    if not found:
+        raise InputError("no dataset found: name its folder with --data or HAM10000_DIR")
+    return found
+
+
+def find_images(data: str | Path | None, work: Path) -> Path:
+    """Find the dataset to read images from; prefer the copy that an earlier step made.
+
+    Args:
+        data: folder of the dataset, or None for the copy, or else as in `find_dataset`.
+        work: the working folder of the earlier step.
+
+    Raises:
+        InputError: as `find_dataset`, or the copy belongs to another dataset than the one here.
+    """
+    found = _find_copy(default_images_dir(work)) if data is None else None
     found = found or find_dataset(data)
     if is_sample(found):
         say(SYNTHETIC_NOTE)
     return found
 
 
-def find_gathered(folder: Path) -> Path | None:
-    """The folder, if `gather_images` has filled it; None: not yet.
+def is_sample(folder: Path) -> bool:
+    """Return whether the folder holds the synthetic sample instead of HAM10000."""
+    return (folder / SAMPLE_MARKER).is_file()
+
+
+def list_images(folder: Path) -> dict[str, Path]:
+    """Return every JPEG below the folder by its `image_id`, sorted.
+
+    The Kaggle dataset shows each image in two folders. The first path in alphabetical order is
+    returned.
 
     Raises:
-        InputError: another dataset than this is at hand; neither is taken for the other.
-    """
-    if not (folder / METADATA_NAME).is_file():
-        return None
-    named = find_local_dataset()
-    if named and named != folder:
-        ours, others = (set(pd.read_csv(x / METADATA_NAME)["image_id"]) for x in (folder, named))
-        if not ours & others:
-            raise InputError(
-                f"{folder}: was gathered from another dataset than {named}; delete it, or choose "
-                "another working folder"
-            )
-    return folder
-
-
-def is_sample(data: Path) -> bool:
-    """Whether the folder holds the synthetic sample instead of HAM10000."""
-    return (data / SAMPLE_MARKER).is_file()
-
-
-def list_images(data: Path) -> dict[str, Path]:
-    """Every JPEG below the folder by its `image_id` (the file name without `.jpg`), sorted.
-
-    The Kaggle dataset shows each image under two folder names; the first in the order of paths
-    stands for both.
-
-    Raises:
-        InputError: no image at all, or files of one name that differ in size.
+        InputError: there is no image, or two files of one name differ in size.
     """
     images: dict[str, Path] = {}
     sizes: dict[str, int] = {}
     unequal = []
-    for path in sorted(_walk_jpegs(data)):
+    for path in sorted(_walk_jpegs(folder)):
         size = path.stat().st_size
         if sizes.setdefault(path.stem, size) != size:
             unequal.append(f"{path} and {images[path.stem]}")
         images.setdefault(path.stem, path)
     if not images:
-        raise InputError(f"{data}: no .jpg file in it; expected HAM10000_images_part_1 and _part_2")
+        raise InputError(
+            f"{folder}: no .jpg file in it; expected HAM10000_images_part_1 and _part_2"
+        )
     if unequal:
-        raise InputError(f"{data}: files of one name that differ: {name_some(unequal, shown=2)}")
+        raise InputError(f"{folder}: files of one name that differ: {name_some(unequal, shown=2)}")
     return dict(sorted(images.items()))
 
 
-def gather_images(data: Path, out: Path) -> GatherReport:
-    """Put every image of a dataset, its metadata and masks, if any, into one folder.
+def load_metadata(folder: Path) -> pd.DataFrame:
+    """Read `HAM10000_metadata.csv` and join each row to its image.
 
-    Hard links where the file system allows, copies otherwise. A file is whole or not there, so the
-    call can be interrupted and repeated; files that are there already are kept. `out` is a dataset
-    itself afterwards.
+    Args:
+        folder: the dataset: the CSV file and, somewhere below it, the images.
+
+    Returns:
+        The rows in the order of the file, with two more columns: `label` (int, 0 to 6, in the
+        order of `DIAGNOSES`) and `path` (of the image file).
 
     Raises:
-        InputError: `out` lies in `data` or holds it, or the disk is full.
+        InputError: as `read_metadata`, or rows without an image, by name.
+
+    Warns:
+        UserWarning: images without a row, by name. They are not used.
     """
-    data, out = data.resolve(), out.resolve()
-    if out == data or data in out.parents or out in data.parents:
-        raise InputError(f"{out}: lies in {data} or holds it; choose a folder apart from it")
-    images = list_images(data)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    table = read_metadata(folder / METADATA_NAME)
+    images = list_images(folder)
+    missing = [image_id for image_id in table["image_id"] if image_id not in images]
+    if missing:
         raise InputError(
-            f"{out}: cannot be made ({error.strerror}); choose another folder"
-        ) from error
-    other = sorted(path.name for path in out.glob("*.jpg") if path.stem not in images)
+            f"{folder}: {len(missing):,} of {len(table):,} rows of {METADATA_NAME} have no image: "
+            f"{name_some(missing)}; complete the dataset (both HAM10000_images_part_1 and "
+            "_part_2), or run notebook 1 again, or remove these rows"
+        )
+    extra = sorted(set(images) - set(table["image_id"]))
+    if extra:
+        warnings.warn(
+            f"{folder}: {len(extra):,} images have no row in {METADATA_NAME} and are not used: "
+            f"{name_some(extra)}",
+            stacklevel=2,
+        )
+    return table.assign(
+        label=table["dx"].map(LABEL_OF).astype(int), path=table["image_id"].map(images)
+    )
+
+
+def read_metadata(csv: Path) -> pd.DataFrame:
+    """Read and check the metadata file, without looking for images.
+
+    Returns:
+        The rows in the order of the file, with at least the columns of `COLUMNS`.
+
+    Raises:
+        InputError: the file cannot be read, a column is missing, a cell of `lesion_id`, `image_id`
+            or `dx` is empty, a `dx` is unknown, or an `image_id` is repeated; each by name.
+    """
+    try:
+        table = pd.read_csv(csv, dtype=dict.fromkeys(("lesion_id", "image_id", "dx"), str))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{csv}: cannot be read as a CSV file ({error})") from error
+    absent = [column for column in COLUMNS if column not in table.columns]
+    if absent:
+        raise InputError(
+            f"{csv}: columns missing: {', '.join(absent)}; it has {', '.join(table.columns)}"
+        )
+    for column in ("lesion_id", "image_id", "dx"):
+        empty = [str(row + 2) for row in table.index[table[column].isna()]]
+        if empty:
+            raise InputError(f"{csv}: {column} is empty in line {name_some(empty)}")
+    unknown = sorted(set(table["dx"]) - set(CLASS_CODES))
+    if unknown:
+        raise InputError(
+            f"{csv}: unknown dx: {name_some(unknown)}; known are {', '.join(CLASS_CODES)}"
+        )
+    repeated = sorted(set(table.loc[table["image_id"].duplicated(), "image_id"]))
+    if repeated:
+        raise InputError(f"{csv}: image_id given more than once: {name_some(repeated)}")
+    return table
+
+
+def dataset_fingerprint(table: pd.DataFrame) -> str:
+    """Return a SHA-256 that is the same for the same data, whatever the order of rows.
+
+    It covers `image_id`, `lesion_id`, `dx` and the size of each file. Sizes distinguish the
+    original images from a reduced copy, without reading them.
+
+    Args:
+        table: from `load_metadata`.
+    """
+    rows = sorted(
+        f"{image_id},{lesion_id},{dx},{path.stat().st_size}"
+        for image_id, lesion_id, dx, path in table[["image_id", "lesion_id", "dx", "path"]].values
+    )
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def copy_images(data: str | Path | None, out: Path) -> Path:
+    """Copy the images and the metadata of the dataset into one folder: the step `copy`.
+
+    Images are hard links if the file system allows it. Each file is copied completely or not at
+    all, and existing files are kept: an interrupted call can be repeated.
+
+    Args:
+        data: folder of the dataset; None takes an earlier copy in `out`, or else looks as
+            `find_dataset` does.
+        out: folder to fill.
+
+    Returns:
+        `out`, which is a dataset itself: the metadata and all images in one folder.
+
+    Raises:
+        InputError: the dataset is incomplete, `out` lies in the dataset or contains it or holds
+            another dataset, or the disk is full.
+    """
+    # The metadata is copied last: a folder that has it is complete, and its source is not needed.
+    source = (_find_copy(out) if data is None else None) or find_dataset(data)
+    paths = list(load_metadata(source)["path"])
+    if source == out:
+        ways = ["already there"] * len(paths)
+    else:
+        say(f"copy: copying the images of {source} to {out} (up to some minutes)")
+        ways = _copy_dataset(source.resolve(), paths, out.resolve())
+    counts = ", ".join(f"{count:,} {way}" for way, count in Counter(ways).items())
+    say(f"copy: {len(paths):,} images in {out} ({counts})")
+    if is_sample(source):
+        say(SYNTHETIC_NOTE)
+    return out
+
+
+def _copy_dataset(source: Path, paths: list[Path], out: Path) -> list[str]:
+    """Copy images, masks and metadata; return how each image was copied, as `_place` does."""
+    if out == source or source in out.parents or out in source.parents:
+        raise InputError(f"{out}: lies in {source} or contains it; choose a separate folder")
+    names = {path.name for path in paths}
+    other = sorted(path.name for path in out.glob("*.jpg") if path.name not in names)
     if other:
         raise InputError(
             f"{out}: holds images of another dataset ({name_some(other)}); choose an empty folder"
         )
     for leftover in out.glob("*.part"):
         leftover.unlink()
-    extras = [data / name for name in (METADATA_NAME, SAMPLE_MARKER) if (data / name).is_file()]
-    done = _place_all(images.values(), out)
-    if (data / MASKS_NAME).is_dir():
-        (out / MASKS_NAME).mkdir(exist_ok=True)
-        _place_all(sorted((data / MASKS_NAME).glob("*.png")), out / MASKS_NAME)
-    for path in extras:
-        # The metadata is read and edited by people: a hard link would let them change the source.
-        _copy(path, out / path.name)
-    return GatherReport(**{way: done.count(way) for way in ("linked", "copied", "kept")})
+    ways = _place_all(paths, out)
+    if (source / MASKS_NAME).is_dir():
+        _place_all(sorted((source / MASKS_NAME).glob("*.png")), out / MASKS_NAME)
+    # Not as hard links: people edit the metadata, and would change the source.
+    if is_sample(source):
+        _copy(source / SAMPLE_MARKER, out / SAMPLE_MARKER)
+    _copy(source / METADATA_NAME, out / METADATA_NAME)
+    return ways
 
 
-def _place_all(paths: Iterable[Path], out: Path) -> list[str]:
-    paths = list(paths)
+def _place_all(paths: list[Path], out: Path) -> list[str]:
     with ThreadPoolExecutor(COPY_THREADS) as pool:
-        placing = pool.map(lambda path: _place(path, out / path.name), paths)
         try:
-            return list(progress_bar(placing, "gathering images", len(paths)))
+            out.mkdir(parents=True, exist_ok=True)
+            placing = pool.map(lambda path: _place(path, out / path.name), paths)
+            return list(progress_bar(placing, "copying images", len(paths)))
         except OSError as error:
             pool.shutdown(cancel_futures=True)
             raise InputError(
                 f"{out}: {error.strerror or error}; make room or choose another folder, then "
-                "repeat the command: what is there is kept"
+                "repeat the command: finished files are kept"
             ) from error
 
 
 def _place(source: Path, target: Path) -> str:
+    """Link or copy one file; return `already there`, `linked` or `copied`."""
     if target.is_file():
         if target.stat().st_size == source.stat().st_size:
-            return "kept"
+            return "already there"
         target.unlink()
     try:
-        os.link(os.path.realpath(source), target)  # what a link points to, not the link
+        os.link(os.path.realpath(source), target)  # of a symbolic link, its target
         return "linked"
     except OSError:  # another file system, or one without hard links
         _copy(source, target)
@@ -194,16 +303,31 @@ def _place(source: Path, target: Path) -> str:
 def _copy(source: Path, target: Path) -> None:
     part = target.with_name(target.name + ".part")
     shutil.copyfile(source, part)
-    part.replace(target)  # whole or not there
+    part.replace(target)
 
 
-def _walk_jpegs(data: Path) -> Iterable[Path]:
-    for folder, _, names in os.walk(data, followlinks=True):
-        yield from (Path(folder) / name for name in names if name.lower().endswith(".jpg"))
+def _find_copy(folder: Path) -> Path | None:
+    """Return the folder if `copy_images` has filled it, or None.
+
+    Raises:
+        InputError: it holds another dataset than the one that is found on this machine.
+    """
+    if not (folder / METADATA_NAME).is_file():
+        return None
+    found = find_local_dataset()
+    if found and found != folder:
+        ours, theirs = (read_metadata(x / METADATA_NAME)["image_id"] for x in (folder, found))
+        if not ours.isin(theirs).any():
+            raise InputError(
+                f"{folder}: holds a copy of another dataset than {found}; delete it, or choose "
+                "another working folder"
+            )
+    return folder
 
 
-def _downloaded() -> Path:
-    return default_cache_dir() / "ham10000"
+def _walk_jpegs(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder, followlinks=True):
+        yield from (Path(parent) / name for name in names if name.lower().endswith(".jpg"))
 
 
 def _require_metadata(folder: Path, *, named_by: str) -> Path:

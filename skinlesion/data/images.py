@@ -1,12 +1,9 @@
-"""The one way from an image file to pixels, and from pixels to batches."""
-
-from __future__ import annotations
+"""From an image file to pixels: the only place where images are opened, turned and resized."""
 
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -16,78 +13,97 @@ from skinlesion.data.cache import MEMORY_BUDGET, make_array, make_key
 from skinlesion.files import InputError, name_some
 from skinlesion.machine import progress_bar
 
-if TYPE_CHECKING:
-    pass
-
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 MAX_PIXELS = 50_000_000
-"""Larger images are refused before they are decoded; HAM10000's have 270,000 pixels."""
+"""Larger images are refused before they are decoded. HAM10000's have 270,000 pixels."""
 CHUNK = 64
-"""Images that are decoded before the next ones are begun, so that memory stays bounded."""
+"""Images decoded at a time, so that memory use is bounded."""
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 """The image formats that are opened, whatever a file is called. For EPS, Pillow would start
 Ghostscript on a stranger's program."""
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+"""The usual endings of files in these formats."""
 
 DECODER = "1"
-"""Goes up when `decode_image` gives other pixels than before, so that no old cache is used."""
+"""Increase this when `decode_image` returns other pixels than before: old cache files become
+invalid."""
+
+
+def open_upright(path: str | Path, *, at_least: int | None = None) -> Image.Image:
+    """Read an image file completely, turn it upright (EXIF) and convert it to RGB.
+
+    Args:
+        path: a file in one of `FORMATS`. Of an animation, the first frame is read.
+        at_least: a length in pixels. The decoder may reduce a JPEG to a half, a quarter or an
+            eighth while both sides stay at least this long. This takes half the time and changes
+            pixels by 0.4 grey levels on average. None keeps the full size.
+
+    Returns:
+        An RGB image. Transparent pixels are white.
+
+    Raises:
+        InputError: the file is not an image, is truncated, or has more than `MAX_PIXELS` pixels.
+            The message names the file without its folder, so that the demo can show it.
+    """
+    name = Path(path).name
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(
+                    f"{name}: {image.width} x {image.height} pixels are too many; make it smaller "
+                    f"than {MAX_PIXELS // 1_000_000} million pixels"
+                )
+            if at_least is not None:
+                image.draft("RGB", (at_least, at_least))
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:  # Pillow refuses to open it
+        raise InputError(
+            f"{name}: hundreds of millions of pixels are too many; make it smaller than "
+            f"{MAX_PIXELS // 1_000_000} million pixels"
+        ) from error
+    # On damaged files, Pillow's decoders raise SyntaxError, struct.error, IndexError, EOFError,
+    # zlib.error and more.
+    except Exception as error:
+        # Without Pillow's own text, which contains the full path.
+        reason = getattr(error, "strerror", None) or "damaged, truncated, or not an image"
+        raise InputError(
+            f"{name}: cannot be read as an image ({reason}); use a JPEG or PNG file"
+        ) from error
 
 
 def decode_image(
     path: str | Path, *, image_size: tuple[int, int], resize: Resize = "bilinear"
 ) -> np.ndarray:
-    """Read an image file, turn it upright (EXIF), and bring it to the network's size.
+    """Read an image file, turn it upright and resize it to the network's input.
 
-    Training, evaluation and the demo all use this function and no other, because decoders and
-    resizers differ. Pillow's bilinear filter averages over all source pixels when it makes an
-    image smaller. A JPEG of more than twice the size is halved by its decoder already, which takes
-    half the time and changes pixels by 0.4 grey levels on average.
+    Training, evaluation and the demo all use this function, because decoders and resizers differ.
+    Pillow's bilinear filter averages over all source pixels when it makes an image smaller.
 
     Args:
-        path: a file in one of `FORMATS`; the first frame of an animation.
+        path: a file in one of `FORMATS`.
         image_size: (height, width) in pixels.
-        resize: `bilinear`, or `nearest` as the original did.
+        resize: `bilinear`, or `nearest` as in the original notebook.
 
     Returns:
-        uint8 array of shape (height, width, 3), RGB. Transparent pixels become white.
+        uint8 array of shape (height, width, 3), RGB. Transparent pixels are white.
 
     Raises:
-        InputError: the file is no image, is truncated, or has more than `MAX_PIXELS` pixels.
+        InputError: as `open_upright`.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(
-                    f"{Path(path).name}: {image.width} x {image.height} pixels are too many; "
-                    f"make it smaller than {MAX_PIXELS // 1_000_000} million pixels"
-                )
-            if resize == "bilinear":
-                # Of a turned image height and width may change places: both may be the longer one.
-                image.draft("RGB", (max(image_size), max(image_size)))
-            upright = _to_rgb(ImageOps.exif_transpose(image))
-    except InputError:
-        raise
-    except Image.DecompressionBombError as error:  # Pillow does not even open it
-        raise InputError(
-            f"{Path(path).name}: hundreds of millions of pixels are too many; make it smaller than "
-            f"{MAX_PIXELS // 1_000_000} million pixels"
-        ) from error
-    # Pillow's decoders raise all kinds of errors on damaged files: SyntaxError, struct.error,
-    # IndexError, EOFError, zlib.error and more.
-    except Exception as error:
-        # Not Pillow's own text: it holds the full path, which the demo must not show.
-        reason = getattr(error, "strerror", None) or "damaged, cut off, or no image at all"
-        raise InputError(
-            f"{Path(path).name}: cannot be read as an image ({reason}); use a JPEG or PNG file"
-        ) from error
     height, width = image_size
-    return np.asarray(upright.resize((width, height), RESAMPLING[resize]))
+    # EXIF may swap height and width, so both sides must be as long as the longer one.
+    at_least = max(image_size) if resize == "bilinear" else None
+    image = open_upright(path, at_least=at_least)
+    return np.asarray(image.resize((width, height), RESAMPLING[resize]))
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """Height and width in pixels of an image file that `decode_image` has read, once upright."""
+    """Return (height, width) in pixels of an image file that `decode_image` has read, upright."""
     with Image.open(path, formats=FORMATS) as image:
-        lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return (image.width, image.height) if lies else (image.height, image.width)
+        swapped = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (image.width, image.height) if swapped else (image.height, image.width)
 
 
 def load_images(
@@ -98,23 +114,23 @@ def load_images(
     cache: Path | None = None,
     budget: int = MEMORY_BUDGET,
 ) -> np.ndarray:
-    """Decode many files, each once, on all cores.
+    """Decode many files on all cores.
 
     Args:
         paths: image files.
         image_size: (height, width) in pixels.
         resize: as for `decode_image`.
-        cache: folder for a file with the decoded images where they take more than `budget`; the
-            file is used again until names, sizes or dates of the images change, or `image_size`.
-            None keeps all in memory.
-        budget: in bytes.
+        cache: folder for a file with the decoded images, used if they take more than `budget`.
+            Later calls use the file again until an image or `image_size` changes. None keeps all
+            images in memory.
+        budget: largest size in bytes that is kept in memory.
 
     Returns:
         uint8 array of shape (n, height, width, 3), in the order of `paths`.
 
     Raises:
-        InputError: some files are no images; all of them are counted, the first ones named. Or
-            there is no room for the file.
+        InputError: some files are not images (they are counted, and the first ones named), or
+            the disk is full.
     """
     shape = (len(paths), *image_size, 3)
     chunks = _decode_chunks(paths, image_size, resize)
@@ -125,7 +141,7 @@ def load_images(
 def _decode_chunks(
     paths: Sequence[str | Path], image_size: tuple[int, int], resize: Resize
 ) -> Iterator[np.ndarray]:
-    """The images in parts; what cannot be read is told when all others were."""
+    """Yield the images in parts. Unreadable files are reported after all others were decoded."""
     errors: list[str] = []
 
     def load(path: str | Path) -> np.ndarray:
@@ -135,12 +151,11 @@ def _decode_chunks(
             errors.append(str(error))
             return np.zeros((*image_size, 3), np.uint8)
 
-    starts = range(0, len(paths), CHUNK)
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         progress_bar(None, "decoding images", len(paths)) as bar,
     ):
-        for start in starts:
+        for start in range(0, len(paths), CHUNK):
             chunk = paths[start : start + CHUNK]
             yield np.stack(list(pool.map(load, chunk)))
             bar.update(len(chunk))
@@ -152,17 +167,17 @@ def _decode_chunks(
 
 
 def _stamp(path: str | Path) -> str:
-    """What tells a file from another one without reading it."""
+    """Identify the version of a file without reading it: name, size and date."""
     status = Path(path).stat()
     return f"{Path(path).name} {status.st_size} {status.st_mtime_ns}"
 
 
 def find_unreadable(paths: Sequence[str | Path]) -> list[str]:
-    """Why each file that is no whole image cannot be read, in the order of `paths`."""
+    """Return the reason for each file that is not a complete image, in the order of `paths`."""
 
     def read(path: str | Path) -> str | None:
         try:
-            decode_image(path, image_size=(8, 8), resize="nearest")
+            open_upright(path)
         except InputError as error:
             return str(error)
         return None
@@ -170,6 +185,26 @@ def find_unreadable(paths: Sequence[str | Path]) -> list[str]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         reading = progress_bar(pool.map(read, paths), "reading images", len(paths))
         return [reason for reason in reading if reason]
+
+
+def list_image_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """List the files directly in a folder, by their ending.
+
+    Returns:
+        The image files, with an ending of `ENDINGS` in upper or lower case, and all other files;
+        both sorted. Hidden files and folders are left out.
+
+    Raises:
+        InputError: the folder does not exist or cannot be read.
+    """
+    try:
+        files = sorted(
+            path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")
+        )
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read as a folder ({error.strerror})") from error
+    images = [path for path in files if path.suffix.lower() in ENDINGS]
+    return images, [path for path in files if path.suffix.lower() not in ENDINGS]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

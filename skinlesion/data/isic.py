@@ -1,4 +1,4 @@
-"""Prediction and truth files in the form of ISIC 2018 Task 3."""
+"""Prediction and truth files in the format of ISIC 2018 Task 3."""
 
 from pathlib import Path
 
@@ -12,12 +12,15 @@ _COLUMNS = [code.upper() for code in CLASS_CODES]
 
 
 def write_isic(path: Path, image_ids: list[str], y_prob: np.ndarray) -> Path:
-    """Write probabilities in the form of ISIC 2018 Task 3: `image,MEL,NV,BCC,AKIEC,BKL,DF,VASC`.
+    """Write probabilities with the header `image,MEL,NV,BCC,AKIEC,BKL,DF,VASC`.
 
     Args:
         path: CSV file to write.
         image_ids: names without `.jpg`.
-        y_prob: float (n, 7), columns in the order of `labels.DIAGNOSES`.
+        y_prob: float (n, 7), values 0 to 1, columns in the order of `DIAGNOSES`.
+
+    Returns:
+        `path`.
     """
     columns = dict(zip(_COLUMNS, np.asarray(y_prob, np.float64).T, strict=True))
     table = pd.DataFrame({"image": image_ids} | {name: columns[name] for name in ISIC_COLUMNS})
@@ -25,53 +28,55 @@ def write_isic(path: Path, image_ids: list[str], y_prob: np.ndarray) -> Path:
 
 
 def read_isic(path: Path) -> tuple[list[str], np.ndarray]:
-    """Read what `write_isic` wrote, or any file of that form.
+    """Read a prediction file, written by `write_isic` or by another program.
 
     Returns:
-        The image ids, and float64 (n, 7) with columns in the order of `labels.DIAGNOSES`.
+        The image ids, and float64 (n, 7), values 0 to 1, columns in the order of `DIAGNOSES`.
 
     Raises:
-        InputError: not readable, missing or unknown columns, an image given twice, or values that
-            are no numbers in [0, 1] or all 0, by name.
+        InputError: the file cannot be read, a column is missing or unknown, an image is repeated,
+            a value is not a number from 0 to 1, or all values of an image are 0; each by name.
     """
     names, values = _read(path, "predictions")
-    nothing = values.sum(axis=1) == 0
-    if nothing.any():
-        bad = [name for name, is_bad in zip(names, nothing, strict=True) if is_bad]
+    empty = values.sum(axis=1) == 0
+    if empty.any():
+        bad = [name for name, is_bad in zip(names, empty, strict=True) if is_bad]
         raise InputError(f"{path}: no class has a value above 0 for {name_some(bad)}")
     return names, values
 
 
 def read_truth(path: Path) -> tuple[list[str], np.ndarray]:
-    """Read a truth file: the same header as a predictions file, and one 1.0 a row.
+    """Read a truth file: the header of a prediction file, and exactly one 1.0 in each row.
 
     Returns:
         The image ids, and int (n,), labels 0 to 6.
 
     Raises:
-        InputError: not readable, a class that is not known or missing, an image given twice, or a
-            row without exactly one 1, by name.
+        InputError: as `read_isic`, or a row without exactly one 1.0, by name.
     """
     names, values = _read(path, "truth")
     wrong = ~(np.isin(values, (0, 1)).all(axis=1) & (values.sum(axis=1) == 1))
     if wrong.any():
         bad = [name for name, is_bad in zip(names, wrong, strict=True) if is_bad]
-        raise InputError(f"{path}: rows without exactly one 1.0 and else 0.0: {name_some(bad)}")
+        raise InputError(f"{path}: rows need one 1.0 and otherwise 0.0: {name_some(bad)}")
     return names, values.argmax(axis=1)
 
 
 def read_isic_for(path: Path, image_ids: list[str]) -> np.ndarray:
-    """Read predictions in the order of `image_ids`; the file must be about exactly these images.
+    """Read predictions in the order of `image_ids`. The file must hold exactly these images.
+
+    Returns:
+        float64 (n, 7), as `read_isic`.
 
     Raises:
-        InputError: as `read_isic`, or images missing or extra, by name.
+        InputError: as `read_isic`, or missing or extra images, by name.
     """
     names, y_prob = read_isic(path)
     missing, extra = sorted(set(image_ids) - set(names)), sorted(set(names) - set(image_ids))
     if missing or extra:
         raise InputError(
-            f"{path}: is not about the images to judge: missing {name_some(missing) or 'none'}; "
-            f"extra {name_some(extra) or 'none'}"
+            f"{path}: does not hold the images to evaluate: missing "
+            f"{name_some(missing) or 'none'}; extra {name_some(extra) or 'none'}"
         )
     return pd.DataFrame(y_prob, index=names).loc[image_ids].to_numpy()
 
@@ -99,5 +104,5 @@ def _read(path: Path, kind: str) -> tuple[list[str], np.ndarray]:
     wrong = ~((values >= 0) & (values <= 1)).all(axis=1)
     if wrong.any():
         bad = names[wrong].tolist()
-        raise InputError(f"{path}: values that are no numbers from 0 to 1 for {name_some(bad)}")
+        raise InputError(f"{path}: values are not numbers from 0 to 1 for {name_some(bad)}")
     return names.tolist(), values

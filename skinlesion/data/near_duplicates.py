@@ -1,9 +1,9 @@
-"""Find images that show one lesion under different lesion ids, and the list of them for HAM10000.
+"""Near duplicates: images that show one lesion under different lesion ids.
 
-Such pairs are shots of one lesion that are shifted, turned, zoomed or lit differently, so that
-hashes of the pixels miss them. Candidates come from a pretrained network; each is then verified by
-geometry: many local features must agree on one similarity transform, and the two images, laid over
-each other by it, must agree in their details.
+Such pairs are shifted, rotated, zoomed or lit differently, so hashes of the pixels miss them. A
+pretrained network proposes candidates. Geometry verifies each of them: many local features must
+agree on one similarity transform, and the images, aligned by it, must agree in their details.
+`near_duplicates.csv` is the list for HAM10000; docs/near_duplicates.md says how it was made.
 """
 
 from collections.abc import Sequence
@@ -21,34 +21,35 @@ from skinlesion.machine import progress_bar
 
 COLUMNS = ("image_id_1", "image_id_2")
 NEIGHBOURS = 50
-"""Candidates for each image."""
+"""Number of candidates for each image."""
 SIZE = (300, 400)
-"""Height and width in pixels at which pairs are compared."""
+"""(height, width) in pixels at which images are compared."""
 BORDER = 20
-"""Pixels left out at the edges, where dermatoscopes print their marks."""
+"""Width in pixels of the ignored edge, where dermatoscopes print their marks."""
 RATIO = 0.85
-"""Largest ratio of best to second best distance of a match: D. Lowe, "Distinctive Image Features
-from Scale-Invariant Keypoints", IJCV 60 (2004), section 7.1, proposes 0.8."""
+"""Largest ratio of the best distance of a match to the second best. D. Lowe, "Distinctive Image
+Features from Scale-Invariant Keypoints", IJCV 60 (2004), section 7.1, proposes 0.8."""
 MIN_MATCHES = 8
+"""Least number of local features that agree on one transform."""
 MIN_SPREAD = 6.0
-"""Least standard deviation in pixels of the matched points across their main direction: the ticks
-of a ruler, which many images share, lie on a line."""
+"""Least standard deviation in pixels of the matched points across their main direction. It rejects
+the ticks of a ruler, which many images share: they lie on a line."""
 MIN_AGREEMENT = 5.6
-"""Least product of matches and correlation of details. Chosen by looking at the pairs around it:
-see docs/near_duplicates.md."""
+"""Least product of the number of matches and the correlation of details. Chosen by looking at the
+pairs near this value, see docs/near_duplicates.md."""
 
 
 def read_near_duplicates(csv: Path | None = None) -> pd.DataFrame:
     """Read a list of pairs of images that show one lesion.
 
     Args:
-        csv: a file with the columns `image_id_1` and `image_id_2` at least; None reads the list
-            for HAM10000 that comes with the package (docs/near_duplicates.md says how it was made).
+        csv: a file with at least the columns `image_id_1` and `image_id_2`. None reads the list
+            for HAM10000, which is part of this package.
 
     Raises:
-        InputError: not readable, columns missing, or an empty cell.
+        InputError: the file cannot be read, a column is missing, or a cell is empty.
     """
-    source = csv or files("skinlesion.data") / "near_duplicates.csv"  # maybe inside a wheel
+    source = csv or files("skinlesion.data") / "near_duplicates.csv"  # possibly inside a wheel
     try:
         with source.open() as file:
             pairs = pd.read_csv(file, dtype=dict.fromkeys(COLUMNS, str))
@@ -66,19 +67,20 @@ def read_near_duplicates(csv: Path | None = None) -> pd.DataFrame:
 def find_near_duplicates(
     table: pd.DataFrame, features: np.ndarray, *, neighbours: int = NEIGHBOURS
 ) -> pd.DataFrame:
-    """Pairs of images of different lesion ids that show the same lesion.
+    """Find pairs of images that have different lesion ids and show the same lesion.
 
     Args:
         table: from `load_metadata`.
-        features: float (n, d), a description of each image: `model.compute_features`.
-        neighbours: candidates for each image.
+        features: float (n, d), a description of each image by a pretrained network.
+        neighbours: number of candidates for each image.
 
     Returns:
-        A row a pair: both `image_id`, `lesion_id` and `dx`, and the scores `similarity` (cosine of
-        the features), `matches` (local features that agree) and `correlation` (of the details).
+        One row for each pair: `image_id`, `lesion_id` and `dx` of both images (with the suffixes
+        `_1` and `_2`), and the scores `similarity` (cosine of the features, -1 to 1), `matches`
+        (number of local features that agree) and `correlation` (of the details, -1 to 1).
 
     Raises:
-        InputError: OpenCV is missing, or a file is no image.
+        InputError: OpenCV is missing, or a file is not an image.
     """
     require_opencv()
     pairs, similarity = propose_pairs(features, table["lesion_id"].to_numpy(), neighbours)
@@ -108,16 +110,22 @@ def find_near_duplicates(
 def propose_pairs(
     features: np.ndarray, lesions: Sequence[str] | np.ndarray, neighbours: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest images of other lesions of each image, by the cosine of standardised features.
+    """Find for each image the nearest images of other lesions.
+
+    Args:
+        features: float (n, d).
+        lesions: (n,), the lesion id of each image.
+        neighbours: number of candidates for each image.
 
     Returns:
-        int (p, 2), the smaller index first, each pair once; and float (p,), the similarities.
+        Pairs of indices, int (p, 2), smaller index first, each pair once; and their similarity,
+        float (p,): the cosine of the standardised features.
     """
     unit = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)
     unit = (unit / (np.linalg.norm(unit, axis=1, keepdims=True) + 1e-6)).astype(np.float32)
     lesion_of = np.unique(np.asarray(lesions), return_inverse=True)[1]
     pairs = []
-    for start in range(0, len(unit), 1000):  # in blocks: the whole matrix would fill memory
+    for start in range(0, len(unit), 1000):  # in blocks: the full matrix is too large
         similarity = unit[start : start + 1000] @ unit.T
         similarity[lesion_of[start : start + 1000, None] == lesion_of] = -np.inf
         count = min(neighbours, similarity.shape[1] - 1)
@@ -130,13 +138,13 @@ def propose_pairs(
 
 
 class Shot:
-    """One photograph of a lesion, described by its local features (SIFT).
+    """One photograph of a lesion and its local features (SIFT).
 
     Attributes:
         path: the image file.
         points: float32 (k, 2), x and y in pixels at `SIZE`.
-        descriptors: float32 (k, 128), unit length; square roots of SIFT's (RootSIFT: Arandjelovic
-            and Zisserman, CVPR 2012), so that their scalar product is a similarity in [0, 1].
+        descriptors: float32 (k, 128), the square roots of normalised SIFT descriptors (RootSIFT:
+            Arandjelovic and Zisserman, CVPR 2012). Their dot product is a similarity in [0, 1].
     """
 
     def __init__(self, path: Path) -> None:
@@ -151,12 +159,12 @@ class Shot:
 
 
 def compare_shots(one: Shot, other: Shot) -> tuple[int, float]:
-    """How well two shots agree on one similarity transform (shift, turn, zoom).
+    """Measure how well two shots agree on one similarity transform (shift, rotation, zoom).
 
     Returns:
         The number of matched local features that agree, and the correlation, -1 to 1, of the
-        details (3 to 15 pixels wide) where the shots overlap; (0, 0.0) where there are too few
-        matches or they lie on a line.
+        details (3 to 15 pixels wide) in the overlap. (0, 0.0) if there are too few matches, or if
+        they lie on a line.
     """
     import cv2
 
@@ -166,7 +174,7 @@ def compare_shots(one: Shot, other: Shot) -> tuple[int, float]:
     best = likeness.argmax(axis=1)
     first = likeness.max(axis=1)
     likeness[np.arange(len(best)), best] = -1
-    # On unit vectors, squared distance is 2 - 2 times the scalar product.
+    # For unit vectors, the squared distance is 2 - 2 times the dot product.
     near = (1 - first) < RATIO**2 * (1 - likeness.max(axis=1))
     if near.sum() < MIN_MATCHES:
         return 0, 0.0
@@ -185,18 +193,18 @@ def compare_shots(one: Shot, other: Shot) -> tuple[int, float]:
 
 
 def _distinct(points: np.ndarray) -> int:
-    """Points that are more than a few pixels apart: SIFT gives one place several orientations."""
+    """Count points a few pixels apart. SIFT may return one point with several orientations."""
     return len(np.unique(np.round(points / 3), axis=0))
 
 
 def _spread(points: np.ndarray) -> float:
-    """Standard deviation across the main direction of the points, in pixels."""
+    """Return the standard deviation across the main direction of the points, in pixels."""
     centred = points - points.mean(axis=0)
     return float(np.linalg.svd(centred, compute_uv=False)[-1] / np.sqrt(len(points)))
 
 
 def _read_brightness(path: Path) -> np.ndarray:
-    """Float32 (height, width) in [0, 255] at `SIZE`."""
+    """Return the brightness at `SIZE`, float32 (height, width), 0 to 255."""
     return decode_image(path, image_size=SIZE).mean(axis=2).astype(np.float32)
 
 
@@ -204,11 +212,11 @@ def _correlate_details(one: Path, other: Path, transform: np.ndarray) -> float:
     import cv2
 
     height, width = SIZE
-    # Read anew: of thousands of images, only the local features stay in memory.
+    # The images are read again: keeping the pixels of thousands of them would fill memory.
     moved = cv2.warpAffine(_read_brightness(one), transform, (width, height), flags=cv2.INTER_AREA)
     seen = cv2.warpAffine(np.ones_like(moved), transform, (width, height)) > 0.99
     seen[:BORDER] = seen[-BORDER:] = seen[:, :BORDER] = seen[:, -BORDER:] = False
-    # Away from the edge of the overlap, where the wide blur mixes in what lies outside.
+    # Without the edge of the overlap, where the wide blur mixes in pixels from outside.
     overlap = cv2.erode(seen.astype(np.uint8), np.ones((31, 31)), borderValue=0) > 0
     if overlap.sum() < 2000:
         return 0.0
@@ -225,5 +233,5 @@ def require_opencv() -> None:
         import cv2  # noqa: F401
     except ImportError as error:
         raise InputError(
-            "finding near duplicates needs OpenCV: pip install opencv-python-headless"
+            "the search for near duplicates needs OpenCV: pip install opencv-python-headless"
         ) from error

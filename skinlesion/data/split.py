@@ -1,7 +1,6 @@
-"""Which image is for training, for validation and for the test; and the leak audit of any split."""
+"""Assign images to train, validation and test: by lesion, or as the original notebook did."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +9,69 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import train_test_split
 
-from skinlesion.config import Split
-from skinlesion.diagnoses import CLASS_CODES
-from skinlesion.files import InputError, name_some
+from skinlesion.config import Split, make_config
+from skinlesion.data.ham10000 import find_dataset, is_sample, load_metadata
+from skinlesion.data.near_duplicates import read_near_duplicates
+from skinlesion.diagnoses import SYNTHETIC_NOTE
+from skinlesion.files import InputError, name_some, write_csv
+from skinlesion.machine import say
 
 SPLITS = ("train", "validation", "test")
 SYNONYMS = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
 COLUMNS = ("image_id", "lesion_id", "dx", "split")
 SHARES = {"train": 0.70, "validation": 0.15, "test": 0.15}
+"""Shares of the images in a split by lesion."""
 ORIGINAL_SHARE = 0.17
+"""`test_size` of both calls of `train_test_split` in the original notebook."""
 ORIGINAL_SEED = 42
+"""`random_state` of both calls."""
+
+
+def write_split(
+    data: str | Path | None,
+    out: Path,
+    *,
+    recipe: str = "default",
+    seed: int | None = None,
+    fold: tuple[int, int] | None = None,
+    near_duplicates: Path | None = None,
+) -> pd.DataFrame:
+    """Split a dataset and write the split file: the step `split`.
+
+    Args:
+        data: folder of the dataset; None looks as `find_dataset` does.
+        out: CSV file to write. An existing file with the same split is kept.
+        recipe: `original` splits by image, the other recipes split by lesion.
+        seed: another seed gives another split of the same kind; None takes the recipe's seed.
+        fold: as for `make_split`.
+        near_duplicates: list of pairs to keep together; None takes the list for HAM10000.
+
+    Returns:
+        A table with the columns `image_id`, `lesion_id`, `dx` and `split`.
+
+    Raises:
+        InputError: as `find_dataset` and `make_split`, or `out` holds another split.
+    """
+    config = make_config(recipe, seed=seed)
+    source = find_dataset(data)
+    table = load_metadata(source)
+    pairs = read_near_duplicates(near_duplicates)
+    split = make_split(table, config.split, seed=config.seed, fold=fold, pairs=pairs)
+    if not out.is_file():
+        write_csv(out, split)
+        say(f"split: wrote {out}")
+    elif is_same_split(read_split(out), split):
+        say(f"split: {out} already holds this split")
+    else:
+        raise InputError(f"{out}: holds another split; delete it or name another file with --out")
+    if is_sample(source):
+        say(SYNTHETIC_NOTE)
+    if config.split == "grouped":
+        lesions = table["lesion_id"].nunique()
+        merged = lesions - merge_lesions(table, pairs).nunique()
+        say(f"split: {lesions:,} lesions; near duplicates merged {merged:,} of them with others")
+    say(count_by_class(split).to_string())
+    return split
 
 
 def make_split(
@@ -34,24 +86,24 @@ def make_split(
 
     Args:
         table: metadata with `image_id`, `lesion_id`, `dx`.
-        kind: `grouped` draws lesions, 70 / 15 / 15, stratified by diagnosis, so that no lesion is
-            in two splits; it depends on the seed but not on the order of rows. `original` draws
-            images in file order exactly as the original notebook did: it leaks lesions.
-        seed: for `grouped`.
-        fold: (K, N), numbered from 1, for `grouped`: fold K of N is test, validation comes from
-            the rest.
-        pairs: near duplicates, `image_id_1` and `image_id_2`, for `grouped`: their lesions are
-            kept together.
+        kind: `grouped` assigns whole lesions, 70 / 15 / 15 % of the images of each diagnosis. The
+            result depends on the seed but not on the order of rows. `original` draws images in
+            file order, exactly as the original notebook: lesions leak between the splits.
+        seed: seed of a `grouped` split.
+        fold: (K, N), K from 1 to N: fold K of N is the test, and validation is drawn from the
+            other folds. Only for `grouped`.
+        pairs: near duplicates, `image_id_1` and `image_id_2`. A `grouped` split keeps their lesions
+            together.
 
     Returns:
         A table with the columns of `COLUMNS`, rows as in `table`.
 
     Raises:
-        InputError: too few lesions of a class, or a fold that does not exist.
+        InputError: a class has too few lesions, or the fold does not exist.
     """
     if kind == "original":
         if fold is not None:
-            raise InputError("the original split has no folds: leave out --fold, or use 'default'")
+            raise InputError("the original split has no folds: omit --fold, or use 'default'")
         assigned = _original_split(table)
     else:
         assigned = _grouped_split(table, seed=seed, fold=fold, pairs=pairs)
@@ -59,11 +111,11 @@ def make_split(
 
 
 def merge_lesions(table: pd.DataFrame, pairs: pd.DataFrame | None) -> pd.Series:
-    """The group of each image: its lesion, joined with the lesions of its near duplicates.
+    """Group each image: its lesion, merged with the lesions of its near duplicates.
 
     Args:
         table: metadata with `image_id` and `lesion_id`.
-        pairs: `image_id_1` and `image_id_2`; pairs of images that the table lacks are left out.
+        pairs: `image_id_1` and `image_id_2`. Pairs with images that the table lacks are ignored.
 
     Returns:
         For each row the smallest `lesion_id` of its group.
@@ -87,162 +139,32 @@ def read_split(csv: Path) -> pd.DataFrame:
         A table with the columns of `COLUMNS`.
 
     Raises:
-        InputError: not readable, missing columns, an unknown split, an image given twice, or a
-            split without images, by name.
+        InputError: as `read_any_split`, an image is repeated, or a split has no image.
     """
-    split = _read_csv(csv, COLUMNS)
-    doubled = sorted(set(split.loc[split["image_id"].duplicated(), "image_id"]))
-    if doubled:
-        raise InputError(f"{csv}: image_id given more than once: {name_some(doubled)}")
+    split = read_any_split(csv, COLUMNS)
+    repeated = sorted(set(split.loc[split["image_id"].duplicated(), "image_id"]))
+    if repeated:
+        raise InputError(f"{csv}: image_id given more than once: {name_some(repeated)}")
     empty = [name for name in SPLITS if not (split["split"] == name).any()]
     if empty:
         raise InputError(f"{csv}: no image in {', '.join(empty)}")
     return split
 
 
-def join_split(table: pd.DataFrame, split: pd.DataFrame) -> pd.DataFrame:
-    """Add the column `split` to the metadata, leaving out images that the split does not name.
+def read_any_split(csv: Path, columns: Sequence[str] = ("image_id", "split")) -> pd.DataFrame:
+    """Read a split file of any project.
 
-    Raises:
-        InputError: the split names images that the dataset does not have.
-    """
-    absent = sorted(set(split["image_id"]) - set(table["image_id"]))
-    if absent:
-        raise InputError(
-            f"the split names {len(absent):,} images that the dataset lacks: {name_some(absent)}; "
-            "use the dataset that the split was made from"
-        )
-    return table.merge(split[["image_id", "split"]], on="image_id", how="inner")
-
-
-def count_by_class(split: pd.DataFrame) -> pd.DataFrame:
-    """Images of each diagnosis (rows) in each split (columns), with totals."""
-    counts = pd.crosstab(split["dx"], split["split"])
-    counts = counts.reindex(columns=[name for name in SPLITS if name in counts])
-    counts = counts.assign(all=counts.sum(axis=1))
-    return pd.concat([counts, counts.sum().to_frame("all").T])
-
-
-def take_limited(rows: pd.DataFrame, limit: int | None, *, seed: int) -> pd.DataFrame:
-    """At most `limit` rows, drawn so that every class keeps its share, as far as counts allow."""
-    if limit is None or limit >= len(rows):
-        return rows
-    order = rows.sort_values("image_id").sample(frac=1, random_state=seed)
-    # Taking rows by their rank within the class, as a share of the class, keeps proportions.
-    rank = order.groupby("dx").cumcount() / order.groupby("dx")["dx"].transform("size")
-    return rows.loc[sorted(rank.sort_values(kind="stable").index[:limit])]
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What is wrong with a split.
-
-    Attributes:
-        leaks: rows `all` and each diagnosis; columns `test` (images), then how many of these show
-            a lesion that is also in `train`, and in `train or validation`, by lesion id
-            (`lesion ...`) and by lesion id or near duplicate (`lesion or near duplicate ...`).
-        proportions: share of each diagnosis (rows) in each split (columns), and in all images.
-        lesions_shared: number of lesions with images in more than one split.
-        pairs_known: number of near duplicates among the split's images.
-        pairs_across: near duplicates in different splits: both image ids and splits.
-        repeated: images that the file gives more than once.
-        missing: images of the dataset that the split does not name.
-        extra: images that the split names and the dataset does not have.
-    """
-
-    leaks: pd.DataFrame
-    proportions: pd.DataFrame
-    lesions_shared: int
-    pairs_known: int
-    pairs_across: pd.DataFrame
-    repeated: list[str]
-    missing: list[str]
-    extra: list[str]
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether nothing leaks and the split names the dataset's images, each once."""
-        wrong = self.lesions_shared or len(self.pairs_across) or self.repeated
-        return not (wrong or self.missing or self.extra)
-
-    def leak(self, kind: str, where: str) -> float:
-        """Share of test images that are also seen elsewhere, 0 to 1.
-
-        Args:
-            kind: `lesion` or `lesion or near duplicate`.
-            where: `train` or `train or validation`.
-        """
-        row = self.leaks.loc["all"]
-        return float(row[f"{kind} in {where}"] / row["test"]) if row["test"] else float("nan")
-
-
-def read_any_split(csv: Path) -> pd.DataFrame:
-    """Read a split file of any origin: `image_id` (or `image`) and `split`, other columns ignored.
-
-    Endings `.jpg` are cut off; `val`, `valid`, `training` and `testing` are understood.
-
-    Raises:
-        InputError: not readable, missing columns, or an unknown split, by name.
-    """
-    return _read_csv(csv, ("image_id", "split"))
-
-
-def audit_split(
-    split: pd.DataFrame, table: pd.DataFrame, pairs: pd.DataFrame | None = None
-) -> Audit:
-    """Look for what makes the figures of a split wrong.
+    Other columns are ignored. `image` is accepted for `image_id`, and `val`, `valid`, `training`
+    and `testing` as names of splits. Endings `.jpg` are removed.
 
     Args:
-        split: `image_id` and `split`; an image may be given more than once.
-        table: metadata with `image_id`, `lesion_id`, `dx`; its lesions count, not the split's.
-        pairs: near duplicates, `image_id_1` and `image_id_2`.
+        csv: the file; an image may be repeated.
+        columns: the columns to read, `image_id` and `split` among them.
+
+    Raises:
+        InputError: the file cannot be read, a column is missing, an image id is empty, or a split
+            is unknown, by name.
     """
-    placed = split[["image_id", "split"]].merge(
-        table[["image_id", "lesion_id", "dx"]], on="image_id", how="inner"
-    )
-    placed["group"] = merge_lesions(placed.drop_duplicates("image_id"), pairs).reindex(placed.index)
-    placed["group"] = placed.groupby("image_id")["group"].transform("first")
-    shares = pd.crosstab(placed["dx"], placed["split"], normalize="columns")
-    shares["all"] = table["dx"].value_counts(normalize=True)
-    sides = placed.drop_duplicates(["lesion_id", "split"])
-    pairs_placed = _place_pairs(placed, pairs)
-    named, known = set(split["image_id"]), set(table["image_id"])
-    return Audit(
-        leaks=_count_leaks(placed),
-        proportions=shares.reindex(index=CLASS_CODES, columns=[*SPLITS, "all"]).fillna(0.0),
-        lesions_shared=int(sides.loc[sides["lesion_id"].duplicated(), "lesion_id"].nunique()),
-        pairs_known=len(pairs_placed),
-        pairs_across=pairs_placed[pairs_placed["split_1"] != pairs_placed["split_2"]],
-        repeated=sorted(set(split.loc[split["image_id"].duplicated(), "image_id"])),
-        missing=sorted(known - named),
-        extra=sorted(named - known),
-    )
-
-
-def _count_leaks(placed: pd.DataFrame) -> pd.DataFrame:
-    test = placed[placed["split"] == "test"]
-    columns = {"test": pd.Series(True, index=test.index)}
-    for kind, key in (("lesion", "lesion_id"), ("lesion or near duplicate", "group")):
-        for where in ("train", "train or validation"):
-            seen = placed.loc[placed["split"].isin(where.split(" or ")), key]
-            columns[f"{kind} in {where}"] = test[key].isin(seen)
-    counts = pd.DataFrame(columns).groupby(test["dx"]).sum().reindex(CLASS_CODES, fill_value=0)
-    return pd.concat([counts.sum().to_frame("all").T, counts]).astype(int)
-
-
-def _place_pairs(placed: pd.DataFrame, pairs: pd.DataFrame | None) -> pd.DataFrame:
-    """Near duplicates of which the split names both images, with the split of each."""
-    columns = ["image_id_1", "image_id_2", "split_1", "split_2"]
-    if pairs is None:
-        return pd.DataFrame(columns=columns)
-    side = placed[["image_id", "split"]]
-    both = pairs.merge(side.add_suffix("_1"), on="image_id_1").merge(
-        side.add_suffix("_2"), on="image_id_2"
-    )
-    return both[columns]
-
-
-def _read_csv(csv: Path, columns: Sequence[str]) -> pd.DataFrame:
     try:
         split = pd.read_csv(csv, dtype=str)
     except (OSError, ValueError) as error:
@@ -261,6 +183,57 @@ def _read_csv(csv: Path, columns: Sequence[str]) -> pd.DataFrame:
     if unknown:
         raise InputError(f"{csv}: unknown split: {name_some(unknown)}; use {', '.join(SPLITS)}")
     return split[list(columns)]
+
+
+def is_same_split(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Return whether two splits assign the same images to the same parts, in any order."""
+
+    def sides(split: pd.DataFrame) -> dict[str, str]:
+        return dict(zip(split["image_id"], split["split"], strict=True))
+
+    return sides(one) == sides(other)
+
+
+def join_split(table: pd.DataFrame, split: pd.DataFrame) -> pd.DataFrame:
+    """Add the column `split` to the metadata. Images that the split does not name are dropped.
+
+    Raises:
+        InputError: the split names images that the dataset does not have.
+    """
+    absent = sorted(set(split["image_id"]) - set(table["image_id"]))
+    if absent:
+        raise InputError(
+            f"the split names {len(absent):,} images that the dataset lacks: {name_some(absent)}; "
+            "use the dataset that the split was made from"
+        )
+    return table.merge(split[["image_id", "split"]], on="image_id", how="inner")
+
+
+def count_by_class(split: pd.DataFrame) -> pd.DataFrame:
+    """Count the images of each diagnosis (rows) in each split (columns), with totals."""
+    counts = pd.crosstab(split["dx"], split["split"])
+    counts = counts.reindex(columns=[name for name in SPLITS if name in counts])
+    counts = counts.assign(all=counts.sum(axis=1))
+    return pd.concat([counts, counts.sum().to_frame("all").T])
+
+
+def take_limited(rows: pd.DataFrame, limit: int | None, *, seed: int) -> pd.DataFrame:
+    """Draw at most `limit` rows so that each class keeps its share, as far as counts allow.
+
+    Args:
+        rows: table with `image_id` and `dx`.
+        limit: number of rows; None returns all of them.
+        seed: seed of the draw.
+
+    Returns:
+        The rows, in their order in `rows`.
+    """
+    if limit is None or limit >= len(rows):
+        return rows
+    order = rows.sort_values("image_id").sample(frac=1, random_state=seed)
+    # Rows are taken by their rank within the class, as a share of it: this keeps proportions.
+    rank = order.groupby("dx").cumcount() / order.groupby("dx")["dx"].transform("size")
+    return rows.loc[sorted(rank.sort_values(kind="stable").index[:limit])]
 
 
 def _grouped_split(
@@ -293,11 +266,12 @@ def _grouped_split(
 
 
 def _deal(groups: pd.DataFrame, shares: Mapping[str, float], *, seed: int) -> pd.Series:
-    """Deal groups out so that each part gets its share of the images of each class.
+    """Assign groups to parts so that each part gets its share of the images of each class.
 
-    Within a class, groups go, in random order, to the part that has the least of its share so far,
-    as Adams' method deals seats to parties: every part gets a group where there are enough, and
-    none is off by more than the images of a lesion or two.
+    Within a class, the groups are taken in random order, and each goes to the part that has the
+    smallest fraction of its share so far. This is how Adams' method of apportionment gives seats
+    to parties. Every part gets a group if there are enough, and no part is off by more than the
+    images of a lesion or two.
     """
     rng = np.random.default_rng(seed)
     names, share = list(shares), np.array(list(shares.values()))
@@ -316,12 +290,3 @@ def _original_split(table: pd.DataFrame) -> pd.Series:
     train, validation = train_test_split(rest, test_size=ORIGINAL_SHARE, random_state=ORIGINAL_SEED)
     parts = zip(SPLITS, (train, validation, test), strict=True)
     return pd.concat([pd.Series(name, index=part.index) for name, part in parts])
-
-
-def is_same_split(one: pd.DataFrame, other: pd.DataFrame) -> bool:
-    """Whether two splits put the same images into the same parts, in whatever order."""
-
-    def sides(split: pd.DataFrame) -> dict[str, str]:
-        return dict(zip(split["image_id"], split["split"], strict=True))
-
-    return sides(one) == sides(other)

@@ -1,9 +1,9 @@
-"""A synthetic stand-in for HAM10000: drawn lesions in the dataset's own layout.
+"""The synthetic sample: drawn lesions in the layout of HAM10000.
 
-The pictures are stylised drawings, not skin. They exist so that every command of the package can
-be run and tested without the real data. Each class has its own outline and structures, while skin
-tone, lesion tone, brightness and lighting are drawn from the same ranges for all classes, so that
-a classifier has to look at shapes and textures: the mean colour alone tells little.
+The images are stylised drawings, not skin. With them, every command can be run and tested without
+the real data. Each class has its own outline and structures. Skin tone, lesion tone, brightness and
+lighting are drawn from the same ranges for all classes: a classifier has to use shapes and
+textures, because the mean colour is almost uninformative.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from skinlesion.data.ham10000 import METADATA_NAME, SAMPLE_MARKER
-from skinlesion.data.metadata import COLUMNS
+from skinlesion.data.ham10000 import COLUMNS, MASKS_NAME, METADATA_NAME, SAMPLE_MARKER
 from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
 from skinlesion.files import InputError, read_json, write_atomically, write_csv, write_json
 from skinlesion.machine import progress_bar
@@ -29,10 +28,10 @@ IMAGE_SIZE = (300, 225)
 """Width and height in pixels: half of HAM10000's 600 x 450."""
 
 _UNFINISHED_NAME = f"{SAMPLE_MARKER}.unfinished"
-_FOLDERS = ("HAM10000_images_part_1", "HAM10000_images_part_2", "masks")
+_FOLDERS = ("HAM10000_images_part_1", "HAM10000_images_part_2", MASKS_NAME)
 
-# A lesion is drawn once on a square of this side and then photographed from it: large enough for
-# any rotation, shift and zoom of a shot to stay on the skin.
+# A lesion is drawn once on a square of this side. Every shot is cut from it: it is large enough for
+# any rotation, shift and zoom.
 _CANVAS = 448
 _RADIUS = (62.0, 84.0)
 _SITES = ("back", "lower extremity", "trunk", "upper extremity", "abdomen", "face", "chest")
@@ -40,6 +39,7 @@ _SITES = ("back", "lower extremity", "trunk", "upper extremity", "abdomen", "fac
 Array = NDArray[np.floating]
 Rng = np.random.Generator
 Row = dict[str, object]
+ImageAndMask = tuple[Image.Image, Image.Image]
 Layer = tuple[Array, Array]  # a colour (3,) and its opacity (_CANVAS, _CANVAS), both in 0..1
 
 
@@ -52,12 +52,12 @@ class _Traits:
     softness: float  # width of the fading border, in radii
     opacity: float  # how much of the skin the pigment covers
     age: float  # mean age of the patients
-    paint: Callable[[_Lesion], Iterator[Layer]]  # its structures, from the lowest to the topmost
+    paint: Callable[[_Lesion], Iterator[Layer]]  # its structures, bottom to top
 
 
 @dataclass(frozen=True)
 class _Lesion:
-    """The stage that structures are painted on; coordinates are in lesion radii."""
+    """The canvas that structures are painted on; coordinates are in lesion radii."""
 
     rng: Rng
     x: Array  # (_CANVAS, _CANVAS)
@@ -68,25 +68,25 @@ class _Lesion:
 
 
 def _noise(rng: Rng, cells: int) -> Array:
-    """Smooth noise of unit variance at the knots: `cells` bumps along each side of the canvas."""
+    """Return smooth noise, of unit variance at its knots: `cells` bumps along each side."""
     grid = rng.standard_normal((cells, cells), dtype=np.float32)
     return np.asarray(Image.fromarray(grid).resize((_CANVAS, _CANVAS), Image.Resampling.BICUBIC))
 
 
 def _step(values: Array, edge: float, width: float) -> Array:
-    """Rises linearly from 0 to 1 over `width` around `edge`."""
+    """Rise linearly from 0 to 1 over `width` around `edge`."""
     return np.clip((values - edge) / width + 0.5, 0, 1).astype(np.float32)
 
 
 def _hsv(hue: float, saturation: float, value: float) -> Array:
-    """One colour as RGB in 0..1; the hue wraps around."""
+    """Return one colour as RGB in 0..1; the hue wraps around."""
     sectors = (np.array([5, 3, 1]) + 6 * (hue % 1.0)) % 6
     ramp = np.clip(np.minimum(sectors, 4 - sectors), 0, 1)
     return (value * (1 - saturation * ramp)).astype(np.float32)
 
 
 def _lattice(lesion: _Lesion, period: float, warp: float) -> Array:
-    """A hexagonal lattice in -0.5..1: peaks at the nodes, a honeycomb of valleys between them."""
+    """Return a hexagonal lattice in -0.5..1, with peaks at the nodes and valleys between them."""
     x = lesion.x + warp * period * _noise(lesion.rng, 14)
     y = lesion.y + warp * period * _noise(lesion.rng, 14)
     angles = lesion.rng.uniform(0, np.pi) + np.arange(3) * np.pi / 3
@@ -95,7 +95,7 @@ def _lattice(lesion: _Lesion, period: float, warp: float) -> Array:
 
 
 def _discs(lesion: _Lesion, count: int, reach: float, radius: float) -> Array:
-    """Opacity of `count` roundish spots, spread like sunflower seeds up to `reach` radii out."""
+    """Return the opacity of `count` spots, spread like sunflower seeds up to `reach` radii."""
     rng, seeds = lesion.rng, np.arange(count) + 0.5
     angles = rng.uniform(0, 2 * np.pi) + seeds * np.pi * (3 - np.sqrt(5))
     centres = reach * np.sqrt(seeds / count) * np.stack([np.cos(angles), np.sin(angles)])
@@ -109,7 +109,7 @@ def _discs(lesion: _Lesion, count: int, reach: float, radius: float) -> Array:
 
 
 def _strokes(size: tuple[int, int], lines: list[tuple[Array, int]]) -> Array:
-    """Opacity (height, width) of soft polylines, each given as points (n, 2) and a pixel width."""
+    """Return the opacity (height, width) of soft lines, each with points (n, 2) and a width."""
     image = Image.new("L", size)
     draw = ImageDraw.Draw(image)
     for points, width in lines:
@@ -118,7 +118,7 @@ def _strokes(size: tuple[int, int], lines: list[tuple[Array, int]]) -> Array:
 
 
 def _walk(rng: Rng, start: Array, heading: float, steps: int, stride: float, bend: float) -> Array:
-    """A wandering line of `steps` points (steps, 2) from `start`."""
+    """Return a wandering line from `start`, points (steps, 2)."""
     headings = heading + np.cumsum(rng.normal(0, bend, steps))
     moves = stride * np.stack([np.cos(headings), np.sin(headings)], axis=1)
     return (start + np.cumsum(moves, axis=0)).astype(np.float32)
@@ -193,8 +193,8 @@ _TRAITS = {
 }
 
 
-def _draw_lesion(rng: Rng, code: str) -> tuple[Image.Image, Image.Image]:
-    """A lesion of class `code` on a square of skin: the RGB canvas and its mask (0 or 255)."""
+def _draw_lesion(rng: Rng, code: str) -> ImageAndMask:
+    """Draw a lesion of class `code` on skin; return the RGB canvas and its mask (0 or 255)."""
     traits = _TRAITS[code]
     radius = rng.uniform(*_RADIUS)
     y, x = (np.mgrid[:_CANVAS, :_CANVAS].astype(np.float32) - _CANVAS / 2) / np.float32(radius)
@@ -214,8 +214,8 @@ def _draw_lesion(rng: Rng, code: str) -> tuple[Image.Image, Image.Image]:
     blotchy = np.clip(traits.opacity * body * (1 + 0.12 * _noise(rng, 14)), 0, 1)
     for colour, opacity in ((tone, blotchy), *traits.paint(lesion)):
         image += (colour - image) * opacity[..., None]
-    # Dark or pale structures shift the lesion's mean brightness, which would give the class away:
-    # it is drawn anew from one range for all classes. The limit keeps dark lesions from glaring.
+    # Dark or pale structures shift the mean brightness, which would reveal the class: it is drawn
+    # again from one range for all classes. The limit keeps dark lesions from becoming too bright.
     gain = np.float32(rng.uniform(0.32, 0.46)) / image[depth > 0].mean()
     image *= 1 + (np.minimum(gain, 1.6) - 1) * body[..., None]
     mask = Image.fromarray(np.where(depth > 0, 255, 0).astype(np.uint8))
@@ -223,14 +223,12 @@ def _draw_lesion(rng: Rng, code: str) -> tuple[Image.Image, Image.Image]:
 
 
 def _to_picture(image: Array) -> Image.Image:
-    """From values in 0..1, clipped, to 0..255."""
+    """Clip values to 0..1 and scale them to 0..255."""
     return Image.fromarray((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8))
 
 
-def _photograph(
-    rng: Rng, canvas: Image.Image, mask: Image.Image
-) -> tuple[Image.Image, Image.Image]:
-    """One shot of a drawn lesion, turned, shifted, zoomed and lit anew; with its mask."""
+def _photograph(rng: Rng, canvas: Image.Image, mask: Image.Image) -> ImageAndMask:
+    """Take one shot of a drawn lesion, with its own rotation, shift, zoom and light; with mask."""
     width, height = IMAGE_SIZE
     turn, zoom = rng.uniform(0, 2 * np.pi), rng.uniform(0.95, 1.2)
     a, b = np.cos(turn) / zoom, np.sin(turn) / zoom
@@ -245,11 +243,10 @@ def _photograph(
     ]
     image = image * (1 - 0.7 * _strokes(IMAGE_SIZE, hairs))[..., None]
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
-    light = rng.uniform(0.85, 1.1) * (
-        1 + rng.uniform(-0.06, 0.06) * x + rng.uniform(-0.06, 0.06) * y
-    )
+    light = np.float32(rng.uniform(0.85, 1.1))
+    light = light * (1 + rng.uniform(-0.06, 0.06) * x + rng.uniform(-0.06, 0.06) * y)
     light *= 1 - rng.uniform(0, 0.25) * (x**2 + y**2) / 2
-    if rng.random() < 0.1:  # the black surround of a dermatoscope's round field
+    if rng.random() < 0.1:  # the black surround of a round field of view
         light *= _step(-np.hypot(x * width / height, y), -rng.uniform(1.2, 1.35), 0.04)
     image = image * light[..., None] * rng.uniform(0.92, 1.08, 3).astype(np.float32)
     image += rng.normal(0, 0.012, image.shape).astype(np.float32)
@@ -257,7 +254,7 @@ def _photograph(
 
 
 def _plan_lesions(seed: int, images_per_class: int) -> Iterator[tuple[int, int, range]]:
-    """Which lesions there are: class label, number within the class, numbers of their images."""
+    """Yield for each lesion its label, its number within the class and those of its images."""
     for label in range(len(CLASS_CODES)):
         first = lesion = 0
         while first < images_per_class:
@@ -270,8 +267,8 @@ def _plan_lesions(seed: int, images_per_class: int) -> Iterator[tuple[int, int, 
 def _write_lesion(out: Path, seed: int, label: int, lesion: int, shots: range) -> list[Row]:
     """Draw one lesion, write its images and masks, and return their metadata rows.
 
-    All of it follows from seed, class and numbers: threads may work in any order, and a larger
-    sample holds the images of a smaller one.
+    Everything depends on seed, class and numbers only. Threads may work in any order, and a larger
+    sample contains the images of a smaller one.
     """
     code = CLASS_CODES[label]
     rng = np.random.default_rng([seed, label, lesion, 1])
@@ -301,53 +298,45 @@ def _save(image: Image.Image, path: Path) -> None:
 
 
 def _is_complete(out: Path, settings: Row) -> bool:
-    """Whether the sample is there already; refuses a folder that is not free for these settings."""
+    """Return whether `out` holds this sample; refuse a folder that holds something else."""
     if not out.is_dir() or not any(out.iterdir()):
         return False
-    for name in (SAMPLE_MARKER, _UNFINISHED_NAME):
-        if (out / name).is_file():
-            found = read_json(out / name)
-            other = [
-                f"{key} {found.get(key)}" for key in settings if found.get(key) != settings[key]
-            ]
-            if other:
-                raise InputError(
-                    f"{out}: holds a sample drawn with other settings ({', '.join(other)}); use "
-                    "the same settings, name another folder, or delete this one"
-                )
-            return name == SAMPLE_MARKER
-    raise InputError(
-        f"{out}: is not empty and holds no synthetic sample; name a new or an empty folder"
-    )
+    marker = SAMPLE_MARKER if (out / SAMPLE_MARKER).is_file() else _UNFINISHED_NAME
+    if not (out / marker).is_file():
+        raise InputError(f"{out}: holds other files; name a new or an empty folder")
+    found = read_json(out / marker)
+    other = [f"{key} {found.get(key)}" for key in settings if found.get(key) != settings[key]]
+    if other:
+        raise InputError(
+            f"{out}: holds a sample with other settings ({', '.join(other)}); use the same "
+            "settings, name another folder, or delete this one"
+        )
+    return marker == SAMPLE_MARKER
 
 
 def make_sample(out: str | Path, *, images_per_class: int = 60, seed: int = 0) -> Path:
     """Draw a synthetic dataset in HAM10000's layout, with a mask of each lesion in `masks/`.
 
-    The same settings give the same bytes. A complete sample of the same settings is kept, an
-    unfinished one is drawn again; `SYNTHETIC_SAMPLE.json` is written last.
+    The same settings give the same bytes. A complete sample with the same settings is kept, an
+    unfinished one is drawn again. `SYNTHETIC_SAMPLE.json` is written last.
 
     Args:
-        out: the folder; new, empty, or a sample drawn with the same settings.
+        out: the folder: new, empty, or a sample with the same settings.
         images_per_class: number of images of each of the seven classes, 1 or more.
-        seed: of everything random, 0 or more.
+        seed: seed of all random choices, 0 or more.
 
     Returns:
-        The folder, ready to be used as the dataset.
+        The folder, which can be used as the dataset.
 
     Raises:
-        InputError: a setting out of range, or a folder that holds something else.
+        InputError: a setting is out of range, or the folder holds something else.
     """
     for name, value, least in (("images_per_class", images_per_class, 1), ("seed", seed, 0)):
         if value < least:
             raise InputError(f"{name}: must be {least} or more. Received: {value}")
     out = Path(out)
-    settings: Row = {
-        "note": SYNTHETIC_NOTE,
-        "seed": seed,
-        "images_per_class": images_per_class,
-        "image_size": list(IMAGE_SIZE),
-    }
+    settings: Row = {"note": SYNTHETIC_NOTE, "image_size": list(IMAGE_SIZE)}
+    settings |= {"images_per_class": images_per_class, "seed": seed}
     if _is_complete(out, settings):
         return out
     write_json(out / _UNFINISHED_NAME, settings)

@@ -11,8 +11,8 @@ import tensorflow as tf
 from sklearn.utils.class_weight import compute_class_weight
 
 from skinlesion.config import Config
+from skinlesion.data.ham10000 import load_metadata
 from skinlesion.data.images import load_images
-from skinlesion.data.metadata import load_metadata
 from skinlesion.data.split import join_split, take_limited
 from skinlesion.diagnoses import NUM_CLASSES
 from skinlesion.machine import default_cache_dir

@@ -8,8 +8,7 @@ import keras
 import pandas as pd
 
 from skinlesion.config import Config, find_differences, make_config, read_config
-from skinlesion.data.ham10000 import find_dataset, is_sample
-from skinlesion.data.metadata import dataset_fingerprint, load_metadata
+from skinlesion.data.ham10000 import dataset_fingerprint, find_dataset, is_sample, load_metadata
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import is_same_split, make_split, read_split
 from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
