@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from skinlesion.data.metadata import dataset_fingerprint, load_metadata
+from skinlesion.data.ham10000 import dataset_fingerprint, load_metadata
 from skinlesion.diagnoses import CLASS_CODES
 from skinlesion.files import InputError
 

@@ -7,7 +7,7 @@ from conftest import REAL_DATA, REAL_WEIGHTS, needs_real_data, needs_real_weight
 
 from skinlesion import workflow
 from skinlesion.config import make_config
-from skinlesion.data.metadata import load_metadata
+from skinlesion.data.ham10000 import load_metadata
 from skinlesion.evaluation import evaluate as assessment
 
 pytestmark = [needs_real_data, needs_real_weights]

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from conftest import REAL_DATA, needs_real_data
 
-from skinlesion.data.metadata import read_metadata
+from skinlesion.data.ham10000 import read_metadata
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import (
     SHARES,

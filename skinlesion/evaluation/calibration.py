@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 
@@ -151,7 +151,9 @@ def load_calibration(run: str | Path | Run) -> Calibration:
         detector = OODDetector(arrays["mean"], arrays["precision"], plain.pop("ood")["threshold"])
         if detector.precision.shape != 2 * detector.mean.shape:
             raise ValueError("the arrays of OOD detection do not fit each other")
-        return Calibration(**plain | {"ood": detector, "quality": QualityLimits(**plain["quality"])})
+        return Calibration(
+            **plain | {"ood": detector, "quality": QualityLimits(**plain["quality"])}
+        )
     except (ValidationError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{run}: its calibration does not fit this version ({reason})") from error
