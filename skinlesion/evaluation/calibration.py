@@ -4,13 +4,14 @@ The validation images also chose the best epoch, so everything looks a little be
 is. Only the measurement on the test images counts.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 
@@ -39,7 +40,10 @@ FEW_MALIGNANT = 30
 """Thresholds that rest on fewer malignant validation images are called uncertain."""
 
 
-@dataclass(frozen=True)
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True, extra="forbid"))
 class Calibration:
     """What prediction needs to give honest confidences.
 
@@ -54,11 +58,11 @@ class Calibration:
         quality: limits of the quality of images.
     """
 
-    temperature: float
-    thresholds: dict[str, float | None]
-    set_threshold: float
-    n_validation: int
-    n_malignant: int
+    temperature: Annotated[float, Field(gt=0.01, lt=100)]
+    thresholds: dict[str, Share | None]
+    set_threshold: Share
+    n_validation: Annotated[int, Field(ge=0)]
+    n_malignant: Annotated[int, Field(ge=0)]
     ood: OODDetector
     quality: QualityLimits
 
@@ -127,8 +131,8 @@ def calibrate(run: str | Path | Run, data: str | Path | None = None) -> Calibrat
     )
     if calibration.is_uncertain:
         say(
-            f"calibrate: the thresholds rest on only {calibration.n_malignant} malignant images, so "
-            "they are uncertain"
+            f"calibrate: the thresholds are uncertain: only {calibration.n_malignant} malignant "
+            "images in validation"
         )
     return calibration
 
@@ -147,13 +151,10 @@ def load_calibration(run: str | Path | Run) -> Calibration:
         )
     values, arrays = read
     try:
-        plain = _Stored.validate_python(values)
-        detector = OODDetector(arrays["mean"], arrays["precision"], plain.pop("ood")["threshold"])
-        if detector.precision.shape != 2 * detector.mean.shape:
-            raise ValueError("the arrays of OOD detection do not fit each other")
-        return Calibration(
-            **plain | {"ood": detector, "quality": QualityLimits(**plain["quality"])}
-        )
+        detector = OODDetector(arrays["mean"], arrays["precision"], values["ood"]["threshold"])
+        if not (detector.threshold > 0 and detector.precision.shape == 2 * detector.mean.shape):
+            raise ValueError("the values of OOD detection do not fit each other")
+        return Calibration(**values | {"ood": detector})
     except (ValidationError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{run}: its calibration does not fit this version ({reason})") from error
