@@ -105,7 +105,7 @@ class Predictor:
 
     @cached_property
     def logits(self) -> keras.Model:
-        """From the maps of `Outputs` to logits, float (n, classes): what Grad-CAM differentiates."""
+        """From the maps of `Outputs` to logits, float (n, classes), for Grad-CAM."""
         backbone, head = self.model.get_layer("backbone"), self.model.get_layer("head")
         maps = _choose_maps(backbone)
         inputs = x = keras.Input(maps.shape[1:])
