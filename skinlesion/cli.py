@@ -208,7 +208,7 @@ def train(
         **given,
     )
     trained = sl.train(data, run, config, splits=splits, time_limit=time_limit)
-    if trained.is_finished and not trained.info.calibration:
+    if trained.is_finished:
         sl.calibrate(trained, data)
 
 

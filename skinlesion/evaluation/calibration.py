@@ -91,7 +91,7 @@ def calibrate(run: str | Path | Run, data: str | Path | None = None) -> Calibrat
     """Fit a trained run's calibration on its validation images, and save it with the model.
 
     The validation images are predicted once; `predictions_validation.csv` keeps the uncalibrated
-    probabilities. An earlier calibration is replaced.
+    probabilities. A run that is calibrated already is left as it is.
 
     Args:
         run: a trained run.
@@ -103,6 +103,9 @@ def calibrate(run: str | Path | Run, data: str | Path | None = None) -> Calibrat
     from skinlesion.model.predictor import Predictor
 
     run = Run.find(run)
+    if run.info.calibration is not None:
+        say(f"calibrate: {run} is calibrated already")
+        return load_calibration(run)
     split = run.split
     table = load_metadata(find_dataset(data or run.dataset))
     run.require_same_dataset(table)
