@@ -65,7 +65,7 @@ _HOMES = {
 """Module to the public names that it defines."""
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["__version__", "plots", *sorted(_HOME_OF)]  # noqa: PLE0604
+__all__ = ["__version__", "plots", *sorted(_HOME_OF)]
 
 
 def __getattr__(name: str) -> Any:
