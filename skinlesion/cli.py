@@ -150,9 +150,12 @@ def split(
     """Split a dataset into train, validation and test."""
     chosen = parse_fold(fold) if fold else None
     recipe = recipe or "default"
-    from skinlesion.data.split import write_split
+    from skinlesion.data.leakage import audit_file
+    from skinlesion.data.split import count_by_class, write_split
 
-    write_split(data, out, recipe=recipe, seed=seed, fold=chosen, near_duplicates=near_duplicates)
+    options = {"seed": seed, "fold": chosen, "near_duplicates": near_duplicates}
+    print(count_by_class(write_split(data, out, recipe=recipe, **options)).to_string())
+    print(audit_file(out, data=data, near_duplicates=near_duplicates).describe())
 
 
 @command("audit", "splits.csv --data images")
@@ -164,7 +167,9 @@ def audit(
     """Look for leaks in a split; status 1 if any."""
     from skinlesion.data.leakage import audit_file
 
-    if not audit_file(splits, data=data, near_duplicates=near_duplicates).is_clean:
+    found = audit_file(splits, data=data, near_duplicates=near_duplicates)
+    print(found.describe())
+    if not found.is_clean:
         raise typer.Exit(FAILURE)
 
 
@@ -219,10 +224,9 @@ def train(
     from skinlesion.model.run import Run
     from skinlesion.model.train import choose_config, train
 
-    begun = Run(run)
-    config = choose_config(begun, recipe, data=data or begun.dataset, **given)
-    trained = train(data, begun, config, splits=splits, time_limit=time_limit)
-    if trained.is_finished and trained.info.calibration is None:
+    config = choose_config(Run(run), recipe, **given)
+    trained = train(data, run, config, splits=splits, time_limit=time_limit)
+    if trained.is_finished:
         calibrate(trained, data)
 
 
