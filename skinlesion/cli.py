@@ -63,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, with the arguments of the process or these.
 
     Returns:
-        The exit status: 0; 1 for failures, for findings of `audit` and `check`, and for files that
-        `predict` could not read; 2 for mistakes of the user; 130 after an interrupt.
+        The exit status: 0; 1 for failures and findings, also of files that `predict` could not
+        read; 2 for mistakes of the user; 130 after an interrupt.
     """
     # TensorFlow reads this when it is imported. Without it, its warnings bury our messages.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -149,12 +149,11 @@ def split(
 ) -> None:
     """Split a dataset into train, validation and test."""
     chosen = parse_fold(fold) if fold else None
-    recipe = recipe or "default"
     from skinlesion.data.leakage import audit_file
     from skinlesion.data.split import count_by_class, write_split
 
     options = {"seed": seed, "fold": chosen, "near_duplicates": near_duplicates}
-    print(count_by_class(write_split(data, out, recipe=recipe, **options)).to_string())
+    print(count_by_class(write_split(data, out, recipe=recipe or "default", **options)).to_string())
     print(audit_file(out, data=data, near_duplicates=near_duplicates).describe())
 
 
