@@ -293,7 +293,7 @@ def compare(
     out: OutFolder,
 ) -> None:
     """Compare two evaluated runs on their test images."""
-    from skinlesion.evaluation.evaluate import compare as compare_runs
+    from skinlesion.evaluation.compare import compare as compare_runs
 
     compare_runs(run_a, run_b, out)
 
