@@ -26,10 +26,11 @@ from skinlesion.data.ham10000 import (
     gather_images,
     is_sample,
     list_images,
+    load_metadata,
+    read_metadata,
 )
 from skinlesion.data.images import find_unreadable, load_images
 from skinlesion.data.isic import write_predictions
-from skinlesion.data.metadata import load_metadata, read_metadata
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import (
     Audit,

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from skinlesion.data.ham10000 import METADATA_NAME, find_local_dataset, list_images
+from skinlesion.data.ham10000 import METADATA_NAME, find_local_dataset, list_images, read_metadata
 from skinlesion.data.images import decode_image, read_size
-from skinlesion.data.metadata import read_metadata
 from skinlesion.data.synthetic import make_sample
 from skinlesion.demo.result import OperatingPoint, Verdict, find_operating_point, judge_image
 from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, LABEL_OF

@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from skinlesion.data.ham10000 import MASKS_NAME, find_dataset, list_images
+from skinlesion.data.ham10000 import (
+    MASKS_NAME,
+    find_dataset,
+    list_images,
+    load_metadata,
+    read_metadata,
+)
 from skinlesion.data.isic import read_predictions_for, read_truth, write_predictions
-from skinlesion.data.metadata import load_metadata, read_metadata
 from skinlesion.data.split import join_split, read_split
 from skinlesion.diagnoses import CLASS_CODES, LABEL_OF, SYNTHETIC_NOTE
 from skinlesion.evaluation.calibration import apply_temperature
