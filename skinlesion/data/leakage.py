@@ -85,7 +85,7 @@ class Audit:
             f"known near duplicates: {self.pairs_known:,} pairs"
             + ("" if self.pairs_known else " (the command near-duplicates searches for them)"),
             f"near duplicates in different splits: {_count(pairs, shown=2)}",
-            f"largest deviation of a class share from the dataset: {100 * gap:.2f} percentage points",
+            f"largest deviation of a class share: {100 * gap:.2f} percentage points",
             f"images named more than once: {_count(self.repeated)}",
             f"images missing from the split: {_count(self.missing)}",
             f"images missing from the dataset: {_count(self.extra)}",
