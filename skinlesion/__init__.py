@@ -70,7 +70,7 @@ _HOMES = {
         "score",
     ),
     "evaluation.export": ("export",),
-    "demo.result": ("find_example", "predict", "predict_image"),
+    "demo.predict": ("find_example", "predict", "predict_image"),
     "demo.app": ("launch", "serve"),
 }
 """Module to the public names that it defines."""
