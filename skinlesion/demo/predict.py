@@ -11,7 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from skinlesion.data.ham10000 import list_images
-from skinlesion.data.images import RESAMPLING, list_image_files, open_upright
+from skinlesion.data.images import ENDINGS, RESAMPLING, list_image_files, open_upright
 from skinlesion.data.isic import write_isic
 from skinlesion.demo.result import (
     Failure,
@@ -228,31 +228,39 @@ def predict(
         _require_unique_names(files)
     model = CalibratedPredictor(run)
     results: list[Result | Failure] = []
-    y_prob = {}
+    names, y_prob = [], []
     predictions = progress_bar(model.predict_files(files), "predicting", len(files))
     for path, one in zip(files, predictions, strict=True):
         if isinstance(one, Failure):
             results.append(one)
-            say(f"predict: {path.parent}: {one.error}")
         else:
             results.append(one.result)
-            y_prob[path] = one.y_prob
+            names.append(path.stem)
+            y_prob.append(one.y_prob)
     table = make_table(results).assign(file=[str(path) for path in files])
     if isic:
-        values = np.array(list(y_prob.values())).reshape(-1, len(CLASS_CODES))
-        write_isic(Path(out), [path.stem for path in y_prob], values)
+        write_isic(Path(out), names, np.reshape(y_prob, (-1, len(CLASS_CODES))))
     else:
         write_csv(Path(out), table)
     if model.info.synthetic:
         say(SYNTHETIC_NOTE)
-    say(f"predict: wrote {len(y_prob):,} predictions to {out}")
-    outside = list(table.loc[table["in_distribution"] == False, "file"])  # noqa: E712
+    say(f"predict: wrote {len(names):,} predictions to {out}")
+    _say_problems(table, name_all=isic)
+    return table
+
+
+def _say_problems(table: pd.DataFrame, *, name_all: bool) -> None:
+    """Name the files that cannot be read, and the images that are out of distribution."""
+    errors = list(table.loc[table["error"] != "", "error"])
+    if errors:
+        named = name_some(errors, shown=len(errors) if name_all else 5)
+        say(f"predict: {len(errors):,} of {len(table):,} files cannot be predicted: {named}")
+    outside = list(table.loc[table["in_distribution"].eq(False), "file"])
     if outside:
         say(
-            f"predict: {len(outside):,} images are out of distribution, so their predictions are "
-            f"not meaningful: {name_some(outside)}"
+            f"predict: {len(outside):,} of {len(table):,} images are out of distribution, so their "
+            f"predictions are not meaningful: {name_some(outside)}"
         )
-    return table
 
 
 def make_table(results: Sequence[Result | Failure]) -> pd.DataFrame:
@@ -289,25 +297,24 @@ def list_files(paths: Sequence[str | Path]) -> list[Path]:
     The other files of a folder are named in one printed line.
 
     Raises:
-        InputError: a path does not exist, or there is no image file.
+        InputError: a path does not exist, a folder has no image file, or nothing is named.
     """
-    files = []
+    files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             images, others = list_image_files(path)
-            files += images
+            if not images:
+                raise InputError(f"{path}: no image file directly in it ({', '.join(ENDINGS)})")
             if others:
-                ignored = name_some([other.name for other in others])
-                say(f"predict: {path}: not image files, ignored: {ignored}")
+                ignored = name_some([other.name for other in others], shown=len(others))
+                say(f"predict: {path}: ignored, not image files: {ignored}")
+            files += images
         elif path.is_file():
             files.append(path)
         else:
             raise InputError(f"{path}: no such file or folder")
     if not files:
-        raise InputError(
-            f"no image file to predict in {name_some(list(map(str, paths))) or 'an empty list'}: "
-            "name image files, or folders with image files directly in them"
-        )
+        raise InputError("nothing to predict: name image files, or folders of image files")
     return files
 
 

@@ -1,7 +1,7 @@
 """What is said about one image, in numbers and words."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from skinlesion.diagnoses import CLASS_CODES
@@ -123,7 +123,8 @@ class Result:
         ]
         if point.n_malignant < FEW_MALIGNANT:
             parts.append(
-                f"The threshold is uncertain: it rests on {point.n_malignant} malignant images."
+                "The threshold is uncertain because the validation set has few malignant images "
+                f"({point.n_malignant})."
             )
         return " ".join(parts)
 
@@ -165,19 +166,18 @@ def find_operating_point(
         calibration: of the model.
         metrics: of its run; None if it was not evaluated.
     """
-    threshold = calibration.thresholds[TARGET]
-    point = OperatingPoint(threshold, calibration.n_malignant)
-    for row in (metrics or {}).get("calibration", {}).get("operating_points", []):
+    unmeasured = OperatingPoint(calibration.thresholds[TARGET], calibration.n_malignant)
+    if metrics is None:
+        return unmeasured
+    for row in metrics["calibration"]["operating_points"]:
         # Another threshold means that the run was calibrated again after it was evaluated.
-        if row["target_sensitivity"] == float(TARGET) and row["threshold"] == threshold is not None:
-            sensitivity, specificity = (
-                {key: row[name][key] for key in ("value", "low", "high")}
+        if row["target_sensitivity"] == float(TARGET) and row["threshold"] == unmeasured.threshold:
+            shares = {
+                name: {key: row[name][key] for key in ("value", "low", "high")}
                 for name in ("sensitivity", "specificity")
-            )
-            return OperatingPoint(
-                threshold, calibration.n_malignant, sensitivity, specificity, metrics["n"]
-            )
-    return point
+            }
+            return replace(unmeasured, **shares, n_test=metrics["n"])
+    return unmeasured
 
 
 def format_percent(share: float) -> str:
