@@ -53,7 +53,6 @@ _HOMES = {
         "train",
     ),
     "evaluation.examples": (
-        "find_example",
         "plot_explanations",
         "plot_mistakes",
         "plot_samples",
@@ -73,7 +72,7 @@ _HOMES = {
     ),
     "evaluation.compare": ("compare",),
     "evaluation.export": ("export",),
-    "demo.result": ("predict", "predict_image"),
+    "demo.predict": ("find_example", "predict", "predict_image"),
     "demo.app": ("launch", "serve"),
 }
 """Module to the public names that it defines."""

@@ -306,7 +306,7 @@ def predict(
     isic: Annotated[bool, flag("--isic", "Uncalibrated, in the ISIC form.")] = False,
 ) -> None:
     """Predict images; status 1 if some cannot be read."""
-    from skinlesion.demo.result import predict as predict_files
+    from skinlesion.demo.predict import predict as predict_files
 
     table = predict_files(run, paths, out, isic=isic)
     shown = table.filter(["file", "image", "prediction", "malignant", "in_distribution", "error"])

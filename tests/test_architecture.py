@@ -55,7 +55,7 @@ ROOMS = {
         "compare",
         "export",
     ],
-    "demo": ["result", "page", "app"],
+    "demo": ["result", "predict", "content", "page", "components", "app"],
 }
 ORDER = [*TOP, *(f"{room}.{name}" for room, names in ROOMS.items() for name in names)]
 FREE = ["cli", "__main__"]

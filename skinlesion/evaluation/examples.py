@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from skinlesion.data.ham10000 import find_dataset, list_images, load_metadata
+from skinlesion.data.ham10000 import find_dataset, load_metadata
 from skinlesion.data.images import decode_image
 from skinlesion.diagnoses import CLASS_CODES
 from skinlesion.evaluation import plots
@@ -51,19 +51,6 @@ def plot_explanations(run: Run, *, data: str | Path | None = None, right: bool =
     figure = draw_explanations(Predictor.load(run), *read_test(run, data), kinds=(right,))
     plots.caption(figure, synthetic=run.synthetic)
     return figure
-
-
-def find_example(run: Run, data: Path, code: str) -> Path:
-    """Find the first test image of a diagnosis, or of any if there is none.
-
-    Args:
-        run: a run.
-        data: folder of the dataset.
-        code: `dx` code, such as `mel`.
-    """
-    rows = run.rows("test")
-    first = rows.sort_values("dx", key=lambda codes: codes != code, kind="stable").iloc[0]
-    return list_images(data)[first["image_id"]]
 
 
 def read_test(run: Run, data: str | Path | None) -> tuple[pd.DataFrame, np.ndarray]:
