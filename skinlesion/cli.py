@@ -152,7 +152,7 @@ def split(
     from skinlesion.data.leakage import audit_file
     from skinlesion.data.split import count_by_class, write_split
 
-    options = {"seed": seed, "fold": chosen, "near_duplicates": near_duplicates}
+    options: dict[str, Any] = {"seed": seed, "fold": chosen, "near_duplicates": near_duplicates}
     print(count_by_class(write_split(data, out, recipe=recipe or "default", **options)).to_string())
     print(audit_file(out, data=data, near_duplicates=near_duplicates).describe())
 
@@ -293,7 +293,7 @@ def compare(
     out: OutFolder,
 ) -> None:
     """Compare two evaluated runs on their test images."""
-    from skinlesion.evaluation.evaluate import compare as compare_runs
+    from skinlesion.evaluation.compare import compare as compare_runs
 
     compare_runs(run_a, run_b, out)
 
@@ -306,7 +306,7 @@ def predict(
     isic: Annotated[bool, flag("--isic", "Uncalibrated, in the ISIC form.")] = False,
 ) -> None:
     """Predict images; status 1 if some cannot be read."""
-    from skinlesion.demo.result import predict as predict_files
+    from skinlesion.demo.predict import predict as predict_files
 
     table = predict_files(run, paths, out, isic=isic)
     shown = table.filter(["file", "image", "prediction", "malignant", "in_distribution", "error"])
