@@ -135,7 +135,7 @@ def _add_several(model: CalibratedPredictor) -> None:
     ) -> tuple[pd.DataFrame | None, list[tuple[Image.Image, str]], dict[str, Any]]:
         if not paths:
             return None, [], gr.update(value=None, visible=False)
-        or_error(lambda: _require_few(paths))
+        or_error(lambda: require_few(paths))
         results, thumbnails = [], []
         predictions = model.predict_files(paths)
         for one in progress.tqdm(predictions, total=len(paths), desc="predicting"):
@@ -197,7 +197,7 @@ def _add_endpoints(content: Content) -> None:
 
     def predict_many(files: list[str] | None) -> list[dict[str, Any]]:
         """Return the same as `predict` for each file, or `file` and `error` if it is unreadable."""
-        paths = or_error(lambda: _require_few(_given(files)))
+        paths = or_error(lambda: require_few(_given(files)))
         predictions = model.predict_files(paths)
         return [
             (one.result if isinstance(one, Prediction) else one).to_dict() for one in predictions
@@ -304,6 +304,16 @@ def require_safe_gradio(purpose: str) -> None:
         )
 
 
+def require_few(paths: list[str]) -> list[str]:
+    """Return the same files. Raises `InputError` if they are more than `MAX_FILES`."""
+    if len(paths) > MAX_FILES:
+        raise InputError(
+            f"{len(paths)} files are too many, {MAX_FILES} at a time; for more: "
+            "python -m skinlesion predict --run RUN FOLDER --out predictions.csv"
+        )
+    return paths
+
+
 def _warm_up(model: CalibratedPredictor) -> None:
     """Compile the network now, so that the first visitor does not wait for it."""
     model.predictor.predict_images(np.zeros((1, *model.info.image_size, 3), np.uint8))
@@ -318,15 +328,6 @@ def _style(function: Any) -> dict[str, Any]:
         "css": page.CSS,
     }
     return supported(function, options)
-
-
-def _require_few(paths: list[str]) -> list[str]:
-    if len(paths) > MAX_FILES:
-        raise InputError(
-            f"{len(paths)} files are too many, {MAX_FILES} at a time; for more: "
-            "python -m skinlesion predict --run RUN FOLDER --out predictions.csv"
-        )
-    return paths
 
 
 def _given(value: Any) -> Any:
