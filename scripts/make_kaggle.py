@@ -149,6 +149,7 @@ def join_notebooks(notebooks: list[Notebook]) -> Notebook:
             elif not has_tag(cell, "bootstrap"):
                 body.append(shorten(copy.deepcopy(cell)))
     (bootstrap,) = (cell for cell in notebooks[0]["cells"] if has_tag(cell, "bootstrap"))
+    parameters["train_if_missing"] = "True"  # the session that trains is this one
     settings = "\n".join(f"{name} = {value}" for name, value in parameters.items())
     head = [
         make_markdown(ALL_IN_ONE),

@@ -1,17 +1,17 @@
-"""The whole test suite in one command: set-up, format, lint, types, tests.
+"""Run the whole test suite with one command: set-up, format, lint, types, tests.
 
     python3 scripts/test.py [PYTEST ARGUMENTS]
     python3 scripts/test.py --stack kaggle|colab [PYTEST ARGUMENTS]
 
-Needs Python and pip. Tests on real data run where the variables HAM10000_DIR (the dataset's folder)
-and SKINLESION_WEIGHTS (a weights file) are set; without them they are skipped, with the reason.
-`--stack` runs what depends on the libraries with the versions that the platform preinstalls.
+Needs Python and pip. Tests on real data run if the variables HAM10000_DIR (folder of the dataset)
+and SKINLESION_WEIGHTS (a file of weights) are set; otherwise they are skipped, with the reason.
+`--stack` uses the library versions that the platform preinstalls, and runs only the tests of what
+depends on them. Each run ends with its ten slowest tests.
 """
 
 import argparse
 
 from environment import (
-    ROOT,
     STACKS,
     PythonMissingError,
     prepare_browser,
@@ -23,25 +23,27 @@ from environment import (
 ON_OTHER_STACKS = (
     "app",
     "augmentation",
-    "bundle",
-    "devices",
-    "exports",
-    "input_pipeline",
-    "isic_files",
-    "metadata",
-    "model",
+    "export",
+    "images",
+    "isic",
     "packaging",
     "platforms",
     "plots",
+    "resnet50",
+    "run",
     "split",
+    "train",
 )
-"""The tests of what differs between versions of the libraries, and the notebooks."""
+"""Tests whose results can differ between versions of the libraries, and the notebooks."""
 
 NOT_ON = {
     "kaggle": ("not on_colab", "not on_a_laptop"),
     "colab": ("not on_kaggle", "not on_a_laptop"),
 }
-"""Places that the stack's own notebooks are not run in; name tests/test_platforms.py to do it."""
+"""Notebook tests of other platforms, which a stack leaves out."""
+
+# The tests of a file share fixtures, so one process runs all of them.
+PYTEST = ("pytest", "--numprocesses=2", "--dist=loadfile", "--durations=10", "--durations-min=1")
 
 
 def main() -> None:
@@ -57,25 +59,20 @@ def main() -> None:
     except PythonMissingError as error:
         print(f"stack {stack}: skipped: {error}", flush=True)
         return
+    chosen: list[str] = []
     if stack == "newest":
         prepare_scorer()
         prepare_browser()
         run(python, "-m", "ruff", "format", "--check", ".")
         run(python, "-m", "ruff", "check", ".")
         run(python, "-m", "mypy")
-        # TensorFlow keeps half a gigabyte of each network that was trained until its process ends:
-        # two processes at a time, and new ones for each quarter of the files.
-        files = sorted(map(str, ROOT.glob("tests/test_*.py")))
-        parts = [files[start::4] for start in range(4)]
     else:
-        chosen, others = ", ".join(ON_OTHER_STACKS), " and ".join(NOT_ON[stack])
-        print(f"stack {stack}: only tests of {chosen}; of the platforms, {others}", flush=True)
+        names, others = ", ".join(ON_OTHER_STACKS), " and ".join(NOT_ON[stack])
+        print(f"stack {stack}: only tests of {names}; of the platforms, {others}", flush=True)
         files = [f"tests/test_{name}.py" for name in ON_OTHER_STACKS]
-        parts = [[*files, "-k", others]]
-    for part in [given] if given else parts:
-        workers = ("--numprocesses=2", "--dist=loadfile")
-        variables = {"TF_CPP_MIN_LOG_LEVEL": "2", "SKINLESION_STACK": stack}
-        run(python, "-m", "pytest", *workers, *part, **variables)
+        chosen = [*files, "-k", others]
+    variables = {"TF_CPP_MIN_LOG_LEVEL": "2", "SKINLESION_STACK": stack}
+    run(python, "-m", *PYTEST, *(given or chosen), **variables)
 
 
 if __name__ == "__main__":

@@ -1,352 +1,350 @@
-"""The command line: options in, calls of the package, text out."""
+"""The command line: each command parses its arguments and calls one step of the package."""
 
-import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-import skinlesion as sl
 from skinlesion.diagnoses import DISCLAIMER
+from skinlesion.files import InputError, write_csv
+from skinlesion.machine import default_weights
+from skinlesion.options import (
+    Data,
+    Format,
+    Metadata,
+    NearDuplicates,
+    OutCsv,
+    OutFolder,
+    Recipe,
+    RunFolder,
+    Seed,
+    Version,
+    Weights,
+    flag,
+    option,
+    parse_fold,
+    parse_login,
+    parse_setting,
+)
 
-BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+FAILURE, BAD_INPUT, INTERRUPTED = 1, 2, 130
+PROGRAM = "python -m skinlesion"
+
+USUAL_ORDER = f"""\
+\b
+The usual order:
+  {PROGRAM} sample outputs/sample   (synthetic, to try it all)
+  {PROGRAM} copy --data DIR --out images
+  {PROGRAM} split --data images --out splits.csv
+  {PROGRAM} train --data images --splits splits.csv --run runs/first
+  {PROGRAM} evaluate --run runs/first
+  {PROGRAM} demo --run runs/first
+
+--data can be omitted if HAM10000_DIR is set, or on Kaggle if the dataset is attached; otherwise
+HAM10000 is downloaded. --weights can be omitted if SKINLESION_WEIGHTS is set. Every command takes
+--help, and --debug to show the traceback of an error.
+
+{DISCLAIMER}"""
 
 app = typer.Typer(
+    help="Train, evaluate and demonstrate a skin lesion classifier on HAM10000.",
+    epilog=USUAL_ORDER,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Train, evaluate and demonstrate a skin lesion classifier on HAM10000.",
-    epilog=f"{DISCLAIMER} --debug shows the traceback of an error. COMMAND --help has an example.",
 )
 
 
-def _option(metavar: str | None, text: str, *names: str, **limits: Any) -> Any:
-    return typer.Option(*names, metavar=metavar, help=text, show_default=False, **limits)
-
-
-Data = Annotated[Path | None, _option("DIR", "Dataset; without it, HAM10000_DIR or a download.")]
-RunFolder = Annotated[Path, _option("RUN", "Folder of the run, or a saved model.", "--run")]
-Out = Annotated[Path, _option("PATH", "What to write.")]
-Recipe = Annotated[str | None, _option("R", "default, original or probe.")]
-Seed = Annotated[int | None, _option("N", "Seed of everything random; default 42.", min=0)]
-Weights = Annotated[str | None, _option("imagenet|none|FILE", "Default: SKINLESION_WEIGHTS.")]
-NearDuplicates = Annotated[Path | None, _option("CSV", "Pairs of one lesion; default HAM10000's.")]
-Metadata = Annotated[Path | None, _option("CSV", "HAM10000's columns: lesions, subgroups.")]
-Number = Annotated[int | None, _option("N", "Instead of the recipe's value.", min=1)]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        argv: the arguments; None: those of the process.
+    """Run one command, with the arguments of the process or these.
 
     Returns:
-        0; 2 for bad input, after one line that says what is wrong; 1 for failures and findings.
+        The exit status: 0; 1 for failures and findings, also of files that `predict` could not
+        read; 2 for mistakes of the user; 130 after an interrupt.
     """
-    # TensorFlow reads this when it is imported: without it, warnings bury our own messages.
+    # TensorFlow reads this when it is imported. Without it, its warnings bury our messages.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = [argument for argument in given if argument != "--debug"]
     try:
-        return app(arguments, prog_name="python -m skinlesion", standalone_mode=False) or 0
+        status = app(arguments, prog_name=PROGRAM, standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        status = INTERRUPTED
     except Exception as error:
-        # Typer's own errors say what is wrong with the arguments; it renamed their class.
-        usage = getattr(error, "format_message", None)
-        known = isinstance(error, sl.InputError) or usage is not None
-        if debug:
+        if "--debug" in given:
             traceback.print_exc()
-        else:
-            text = usage() if usage else str(error) if known else f"{type(error).__name__}: {error}"
-            hint = (
-                " (--help shows an example)" if usage else "" if known else " (--debug shows where)"
-            )
-            # Messages of libraries, which are passed on, may have several lines.
-            print(f"error: {' '.join(text.split())}{hint}", file=sys.stderr)
-        return BAD_INPUT if known else FAILURE
+        # Messages of libraries, which are passed on, can have several lines.
+        print(f"error: {' '.join(describe_error(error).split())}", file=sys.stderr)
+        is_mistake = isinstance(error, InputError) or hasattr(error, "format_message")
+        return BAD_INPUT if is_mistake else FAILURE
+    if status == INTERRUPTED:
+        print("interrupted", file=sys.stderr)
+    return status
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        print(f"skinlesion {sl.__version__}")
-        raise typer.Exit
+def describe_error(error: Exception) -> str:
+    """What to tell the user about an error."""
+    if isinstance(error, InputError):
+        return str(error)
+    if hasattr(error, "format_message"):  # all errors of Click, which newer Typers carry inside
+        context = getattr(error, "ctx", None)
+        message = error.format_message().rstrip(".")
+        return f"{message} (see {context.command_path if context else PROGRAM} --help)"
+    return f"{type(error).__name__}: {error} (--debug shows the traceback)"
+
+
+def command(name: str, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as a command, with an example below its help."""
+    shown = f"\b\nExample:\n  {PROGRAM} {name} {example}"
+    return app.command(name, epilog=f"{shown}\n\n--debug shows the traceback of an error.")
 
 
 @app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_show_version)] = False,
-) -> None:
-    """Options of all commands."""
+def _options(version: Version = False) -> None:
+    """Options before the command."""
 
 
-@app.command()
+@command("sample", "outputs/sample --images-per-class 20")
 def sample(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
-    images_per_class: Annotated[int, _option("N", "Default: 60.", min=1)] = 60,
-    seed: Annotated[int, _option("N", "Default: 0.", min=0)] = 0,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
+    images_per_class: Annotated[int, option("N", min=1)] = 60,
+    seed: Annotated[int, option("N")] = 0,
 ) -> None:
-    """Draw a synthetic dataset to try the software.
+    """Draw a synthetic dataset, to try the software."""
+    from skinlesion.data.synthetic import make_sample
 
-    Example: python -m skinlesion sample outputs/sample
-    """
-    sl.make_sample(out, images_per_class=images_per_class, seed=seed)
+    make_sample(out, images_per_class=images_per_class, seed=seed)
     print(f"sample: synthetic dataset in {out}")
 
 
-@app.command()
-def copy(out: Out, data: Data = None) -> None:
-    """Gather the images of both parts in one folder.
+@command("copy", "--data DIR --out images")
+def copy(out: OutFolder, data: Data = None) -> None:
+    """Copy all images of a dataset into one folder."""
+    from skinlesion.data.ham10000 import copy_images
 
-    Example: python -m skinlesion copy --data DIR --out images
-    """
-    sl.copy_images(sl.find_dataset(data), out)
-
-
-@app.command()
-def check(data: Data = None) -> int:
-    """Look for damage in a dataset; exit status 1 if there is any.
-
-    Example: python -m skinlesion check --data images
-    """
-    return FAILURE if sl.check_dataset(data) else 0
+    copy_images(data, out)
 
 
-@app.command()
+@command("check", "--data images")
+def check(data: Data = None) -> None:
+    """Look for damage in a dataset; status 1 if any."""
+    from skinlesion.data.check import check_dataset
+
+    if check_dataset(data):
+        raise typer.Exit(FAILURE)
+
+
+@command("split", "--data images --out splits.csv --fold 1/5")
 def split(
-    out: Out,
+    out: OutCsv,
     data: Data = None,
     recipe: Recipe = None,
     seed: Seed = None,
-    fold: Annotated[str | None, _option("K/N", "Fold K of N is test.")] = None,
+    fold: Annotated[str | None, option("K/N", "Fold K of N is the test set, from 1.")] = None,
     near_duplicates: NearDuplicates = None,
 ) -> None:
-    """Split the images into train, validation and test.
+    """Split a dataset into train, validation and test."""
+    chosen = parse_fold(fold) if fold else None
+    from skinlesion.data.leakage import audit_file
+    from skinlesion.data.split import count_by_class, write_split
 
-    Example: python -m skinlesion split --data images --out splits.csv
-    """
-    options = {"seed": seed, "fold": _parse_fold(fold), "near_duplicates": near_duplicates}
-    sl.write_split(data, out, recipe=recipe or "default", **options)
-    print(sl.audit_file(out, data=data, near_duplicates=near_duplicates).describe())
+    options: dict[str, Any] = {"seed": seed, "fold": chosen, "near_duplicates": near_duplicates}
+    print(count_by_class(write_split(data, out, recipe=recipe or "default", **options)).to_string())
+    print(audit_file(out, data=data, near_duplicates=near_duplicates).describe())
 
 
-@app.command()
+@command("audit", "splits.csv --data images")
 def audit(
-    splits: Annotated[Path, typer.Argument(metavar="CSV", help="With image_id and split.")],
+    splits: Annotated[Path, typer.Argument(metavar="SPLITS.csv")],
     data: Data = None,
     near_duplicates: NearDuplicates = None,
-) -> int:
-    """Look for leaks in a split file; exit status 1 if there are any.
+) -> None:
+    """Look for leaks in a split; status 1 if any."""
+    from skinlesion.data.leakage import audit_file
 
-    Example: python -m skinlesion audit splits.csv --data images
-    """
-    found = sl.audit_file(splits, data=data, near_duplicates=near_duplicates)
+    found = audit_file(splits, data=data, near_duplicates=near_duplicates)
     print(found.describe())
-    return 0 if found.is_clean else FAILURE
+    if not found.is_clean:
+        raise typer.Exit(FAILURE)
 
 
-@app.command()
-def near_duplicates(out: Out, data: Data = None, weights: Weights = None) -> None:
-    """Find images of one lesion under different lesion ids.
-
-    Example: python -m skinlesion near-duplicates --data images --out pairs.csv
-    """
+@command("near-duplicates", "--data images --out near_duplicates.csv")
+def near_duplicates(out: OutCsv, data: Data = None, weights: Weights = None) -> None:
+    """Find images of one lesion under several ids."""
+    from skinlesion.data.ham10000 import find_dataset, load_metadata
     from skinlesion.data.near_duplicates import find_near_duplicates, require_opencv
-    from skinlesion.files import write_csv
     from skinlesion.model.resnet50 import compute_features
 
     require_opencv()
-    table = sl.load_metadata(sl.find_dataset(data))
-    weights = weights or sl.default_weights() or "imagenet"
-    pairs = find_near_duplicates(table, compute_features(list(table["path"]), weights=weights))
-    write_csv(out, pairs)
-    print(f"near-duplicates: {len(pairs):,} pairs in {out}")
+    table = load_metadata(find_dataset(data))
+    print(f"near-duplicates: describing {len(table):,} images (takes minutes for thousands)")
+    chosen = weights or default_weights() or "imagenet"
+    found = find_near_duplicates(table, compute_features(list(table["path"]), weights=chosen))
+    write_csv(out, found)
+    print(f"near-duplicates: {len(found):,} pairs in {out}")
 
 
-@app.command()
+@command("train", "--data images --splits splits.csv --run runs/first")
 def train(
-    run: RunFolder,
+    run: Annotated[Path, option("RUN", "Run folder to create or continue.")],
     data: Data = None,
     recipe: Recipe = None,
-    splits: Annotated[Path | None, _option("CSV", "Split file.")] = None,
+    splits: Annotated[Path | None, option("CSV", "Split file (default: a new split).")] = None,
     weights: Weights = None,
-    image_size: Annotated[tuple[int, int] | None, _option("H W", "In pixels.")] = None,
-    epochs: Annotated[int | None, _option("N", "Largest number of epochs.", min=0)] = None,
-    batch_size: Number = None,
-    limit: Annotated[int | None, _option("N", "Largest number of training images.", min=1)] = None,
+    image_size: Annotated[tuple[int, int] | None, option("H W", "In pixels.")] = None,
+    epochs: Annotated[int | None, option("N", "Train at most N epochs.")] = None,
+    batch_size: Annotated[int | None, option("N", "Images in a training step.")] = None,
+    limit: Annotated[int | None, option("N", "Use at most N training images.")] = None,
     seed: Seed = None,
-    deterministic: Annotated[
-        bool, _option(None, "Repeatable, but slower.", "--deterministic")
-    ] = False,
-    time_limit: Annotated[float | None, _option("HOURS", "Stop before; run again.")] = None,
-    settings: Annotated[list[str] | None, _option("NAME=VALUE", "Any setting.", "--set")] = None,
+    deterministic: Annotated[bool, flag("--deterministic", "Repeatable, but slower.")] = False,
+    time_limit: Annotated[
+        float | None, option("HOURS", "Stop before; the same command continues.", min=0.01)
+    ] = None,
+    settings: Annotated[
+        list[str] | None, option("NAME=VALUE", "Any setting of the recipe; repeatable.", "--set")
+    ] = None,
 ) -> None:
-    """Train and calibrate a model. On an interrupted run, --run alone continues.
+    """Train and calibrate a model. For an interrupted run, --run alone continues it."""
+    given: dict[str, Any] = {
+        "weights": weights,
+        "image_size": image_size,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "limit": limit,
+        "seed": seed,
+        "deterministic": deterministic or None,
+    }
+    given |= dict(parse_setting(setting) for setting in settings or ())
+    from skinlesion.evaluation.calibration import calibrate
+    from skinlesion.model.run import Run
+    from skinlesion.model.train import choose_config, train
 
-    Example: python -m skinlesion train --data images --run runs/first
-    """
-    if time_limit is not None and not time_limit > 0:
-        raise typer.BadParameter("--time-limit must be a number of hours above 0")
-    given = dict(map(_parse_setting, settings or ()))
-    config = sl.choose_config(
-        sl.Run(run),
-        recipe,
-        weights=weights,
-        image_size=image_size,
-        epochs=epochs,
-        batch_size=batch_size,
-        limit=limit,
-        seed=seed,
-        deterministic=deterministic or None,
-        **given,
-    )
-    trained = sl.train(data, run, config, splits=splits, time_limit=time_limit)
-    if trained.is_finished and not trained.info.calibration:
-        sl.calibrate(trained, data)
+    config = choose_config(Run(run), recipe, **given)
+    trained = train(data, run, config, splits=splits, time_limit=time_limit)
+    if trained.is_finished:
+        calibrate(trained, data)
 
 
-@app.command()
+@command("calibrate", "--run runs/first --data images")
 def calibrate(run: RunFolder, data: Data = None) -> None:
-    """Fit temperature, thresholds and OOD detection on the validation images.
+    """Calibrate a run on validation; train ends with it."""
+    from skinlesion.evaluation.calibration import calibrate as calibrate_run
 
-    Example: python -m skinlesion calibrate --run runs/first
-    """
-    sl.calibrate(run, data)
+    calibrate_run(run, data)
 
 
-@app.command()
+@command("evaluate", "--run runs/first --data images --tta")
 def evaluate(
-    run: Annotated[list[Path], _option("RUN...", "One run or several.")],
-    more: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
+    run: Annotated[list[Path], option("RUN", "Trained run; more can follow.")],
+    more: Annotated[list[Path] | None, typer.Argument(metavar="RUN", help="More runs.")] = None,
     data: Data = None,
-    tta: Annotated[bool, _option(None, "Average over mirrored images.", "--tta")] = False,
-    images: Annotated[Path | None, _option("DIR", "Other test images.")] = None,
-    truth: Annotated[Path | None, _option("CSV", "Their diagnoses, in ISIC form.")] = None,
+    tta: Annotated[bool, flag("--tta", "Average over mirrored and turned images.")] = False,
+    images: Annotated[Path | None, option("DIR", "Images of an external test set.")] = None,
+    truth: Annotated[Path | None, option("CSV", "Their truth, in the ISIC form.")] = None,
     metadata: Metadata = None,
-    out: Annotated[Path | None, _option("DIR", "Folder for results.")] = None,
+    out: Annotated[
+        Path | None, option("DIR", "For results of several runs, or on external images.")
+    ] = None,
 ) -> None:
-    """Test a run. Several runs are an ensemble or folds; --images names an external test.
+    """Evaluate a run on its test images.
 
-    Example: python -m skinlesion evaluate --run runs/first --tta
+    Several runs are evaluated as an ensemble, or as the folds of a cross-validation. --images and
+    --truth evaluate on an external test set.
     """
     runs = [*run, *(more or ())]
+    alone = len(runs) == 1 and images is None
     if (images is None) != (truth is None):
-        raise sl.InputError("--images and --truth belong together: name both or none")
-    if len(runs) == 1 and images is None:
-        if out is not None:
-            raise sl.InputError("a run is evaluated in its own folder: leave out --out")
-        sl.evaluate(runs[0], data=data, tta=tta)
-    elif out is None:
-        raise sl.InputError("name a folder for the results with --out DIR")
-    elif images and truth:
-        sl.evaluate_external(runs, images, truth, out, metadata=metadata, tta=tta)
+        raise InputError("--images and --truth belong together: give both or none")
+    if alone and out:
+        raise InputError("the results of a run go to its own folder: omit --out")
+    if not (alone or out):
+        raise InputError("name a folder for the results with --out DIR")
+    from skinlesion.evaluation import evaluate as steps
+
+    if images and truth and out:
+        steps.evaluate_external(runs, images, truth, out, metadata=metadata, tta=tta)
+    elif out:
+        steps.evaluate_together(runs, out, data=data, tta=tta)
     else:
-        sl.evaluate_together(runs, out, data=data, tta=tta)
+        steps.evaluate(runs[0], data=data, tta=tta)
 
 
-@app.command()
+@command("score", "--predictions predictions.csv --truth truth.csv --out score")
 def score(
-    predictions: Annotated[Path, _option("CSV", "In ISIC form.")],
-    truth: Annotated[Path, _option("CSV", "One 1.0 in each row.")],
-    out: Out,
+    predictions: Annotated[Path, option("CSV", "Predictions, in the ISIC form.")],
+    truth: Annotated[Path, option("CSV", "The same form, with one 1.0 a row.")],
+    out: OutFolder,
     metadata: Metadata = None,
 ) -> None:
-    """Compute the figures of any predictions file, without a model.
+    """Compute the metrics of a predictions file."""
+    from skinlesion.evaluation.evaluate import score as score_file
 
-    Example: python -m skinlesion score --predictions P.csv --truth T.csv --out results
-    """
-    sl.score(predictions, truth, out, metadata=metadata)
+    score_file(predictions, truth, out, metadata=metadata)
 
 
-@app.command()
+@command("compare", "runs/first runs/second --out comparison")
 def compare(
     run_a: Annotated[Path, typer.Argument(metavar="RUN_A")],
     run_b: Annotated[Path, typer.Argument(metavar="RUN_B")],
-    out: Out,
+    out: OutFolder,
 ) -> None:
-    """Compare two evaluated runs on their common test images.
+    """Compare two evaluated runs on their test images."""
+    from skinlesion.evaluation.compare import compare as compare_runs
 
-    Example: python -m skinlesion compare runs/first runs/second --out comparison
-    """
-    sl.compare(run_a, run_b, out)
+    compare_runs(run_a, run_b, out)
 
 
-@app.command()
+@command("predict", "--run runs/first images/ISIC_0024306.jpg --out predictions.csv")
 def predict(
     run: RunFolder,
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Images or folders.")],
-    out: Out,
-    isic: Annotated[bool, _option(None, "ISIC form, uncalibrated.", "--isic")] = False,
-) -> int:
-    """Predict image files or folders; exit status 1 if some cannot be read.
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Image files or folders.")],
+    out: OutCsv,
+    isic: Annotated[bool, flag("--isic", "Uncalibrated, in the ISIC form.")] = False,
+) -> None:
+    """Predict images; status 1 if some cannot be read."""
+    from skinlesion.demo.predict import predict as predict_files
 
-    Example: python -m skinlesion predict --run runs/first image.jpg folder --out predictions.csv
-    """
-    table = sl.predict(run, paths, out, isic=isic)
+    table = predict_files(run, paths, out, isic=isic)
+    shown = table.filter(["file", "image", "prediction", "malignant", "in_distribution", "error"])
+    print(shown.to_string(index=False, max_rows=20))
     print(DISCLAIMER)
-    return FAILURE if "error" in table and (table["error"] != "").any() else 0
+    if "error" in table and table["error"].fillna("").any():
+        raise typer.Exit(FAILURE)
 
 
-@app.command()
+@command("export", "--run runs/first --format onnx --out model.onnx")
 def export(
     run: RunFolder,
-    format: Annotated[str, _option("F", "onnx, litert or saved_model.")],
-    out: Out,
-    images: Annotated[list[Path] | None, _option("FILE", "Images to compare on.")] = None,
+    format: Annotated[Format, typer.Option(help="What to write.")],
+    out: Annotated[Path, option("PATH", "File to create; a folder for saved_model.")],
+    images: Annotated[
+        list[Path] | None, option("FILE", "Compare on this image; repeatable (default: generated).")
+    ] = None,
 ) -> None:
-    """Write the model for other programs, if its probabilities equal those of Keras.
+    """Write the model as ONNX, LiteRT or SavedModel.
 
-    Example: python -m skinlesion export --run runs/first --format onnx --out model.onnx
+    Its probabilities must equal those of Keras. OUT.json describes inputs and outputs.
     """
-    sl.export(run, format, out, images=images or ())
+    from skinlesion.evaluation.export import export as export_model
+
+    export_model(run, format.value, out, images=images or ())
     print(DISCLAIMER)
 
 
-@app.command()
+@command("demo", "--run runs/first --port 8000")
 def demo(
     run: RunFolder,
-    host: Annotated[str, _option("H", "Default: 127.0.0.1.")] = "127.0.0.1",
-    port: Annotated[int, _option("N", "Default: 7860.", min=1, max=65535)] = 7860,
-    share: Annotated[bool, _option(None, "Ask Gradio for a public link.", "--share")] = False,
-    auth: Annotated[str | None, _option("USER:PASSWORD", "Ask for a login.")] = None,
+    host: Annotated[str, option("H")] = "127.0.0.1",
+    port: Annotated[int, option("N", min=1, max=65535)] = 7860,
+    share: Annotated[bool, flag("--share", "Also make a public link through Gradio.")] = False,
+    auth: Annotated[str | None, option("USER:PASSWORD", "Ask for a login.")] = None,
 ) -> None:
-    """Show the model as a page in the browser.
+    """Show the model as a page in the browser."""
+    login = parse_login(auth) if auth else None
+    from skinlesion.demo.app import serve
 
-    Example: python -m skinlesion demo --run runs/first
-    """
-    sl.serve(run, host=host, port=port, share=share, auth=_parse_auth(auth))
-
-
-def _parse_fold(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    number, slash, folds = text.partition("/")
-    if not (slash and number.isdecimal() and folds.isdecimal()):
-        raise typer.BadParameter(f"--fold must be K/N, such as 1/5, not {text!r}")
-    return int(number), int(folds)
-
-
-def _parse_setting(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise typer.BadParameter(f"--set must be NAME=VALUE, not {text!r}")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value  # a word needs no quotes
-
-
-def _parse_auth(text: str | None) -> tuple[str, str] | None:
-    if text is None:
-        return None
-    user, colon, password = text.partition(":")
-    if not (user and colon and password):
-        raise typer.BadParameter("--auth must be USER:PASSWORD")
-    return user, password
+    serve(run, host=host, port=port, share=share, auth=login)

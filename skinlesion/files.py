@@ -7,9 +7,10 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class InputError(ValueError):
@@ -107,7 +108,7 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from error
 
 
-def write_csv(path: Path, table: pd.DataFrame, *, index: bool = False) -> Path:
+def write_csv(path: Path, table: "pd.DataFrame", *, index: bool = False) -> Path:
     """Write a table as CSV."""
     return write_atomically(path, lambda part: table.to_csv(part, index=index))
 

@@ -1,4 +1,4 @@
-"""The shape of the package: the order of imports, and what an import costs."""
+"""The shape of the package: rooms, the order of imports, lengths, and what an import costs."""
 
 import ast
 import subprocess
@@ -7,85 +7,130 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "skinlesion"
+import skinlesion
 
-# The list in the README, from top to bottom: a file imports only from files above it.
-ORDER = [
-    "files",
-    "diagnoses",
-    "config",
-    "machine",
-    "data.cache",
-    "data.download",
-    "data.ham10000",
-    "data.metadata",
-    "data.synthetic",
-    "data.split",
-    "data.images",
-    "data.near_duplicates",
-    "model.augmentation",
-    "model.resnet50",
-    "model.devices",
-    "model.checkpoints",
-    "model.train",
-    "model.linear_probe",
-    "data.isic",
-    "evaluation.metrics",
-    "evaluation.calibration",
-    "evaluation.ood",
-    "evaluation.quality",
-    "evaluation.gradcam",
-    "evaluation.plots",
-    "model.bundle",
-    "evaluation.export",
-    "model.predictor",
-    "evaluation.report",
-    "model.run",
-    "evaluation.model_card",
-    "workflow",
-    "evaluation.evaluate",
-    "demo.result",
-    "demo.exhibit",
-    "demo.page",
-    "demo.app",
-    "cli",
-    "__main__",
-]
+PACKAGE = Path(skinlesion.__file__).parent
+
+# A file imports only from files above it in this list, and from none of a later room. The files at
+# the top import from no room; `cli` and `__init__` see everything.
+TOP = ["diagnoses", "files", "config", "machine", "options"]
+ROOMS = {
+    "data": [
+        "download",
+        "ham10000",
+        "synthetic",
+        "cache",
+        "images",
+        "isic",
+        "near_duplicates",
+        "split",
+        "leakage",
+        "check",
+    ],
+    "model": [
+        "devices",
+        "augmentation",
+        "resnet50",
+        "provenance",
+        "run",
+        "predictor",
+        "datasets",
+        "linear_probe",
+        "callbacks",
+        "train",
+    ],
+    "evaluation": [
+        "bootstrap",
+        "metrics",
+        "ood",
+        "quality",
+        "calibration",
+        "decisions",
+        "gradcam",
+        "plots",
+        "examples",
+        "report",
+        "model_card",
+        "evaluate",
+        "compare",
+        "export",
+    ],
+    "demo": ["result", "predict", "content", "page", "components", "app"],
+}
+ORDER = [*TOP, *(f"{room}.{name}" for room, names in ROOMS.items() for name in names)]
+FREE = ["cli", "__main__"]
+LONGEST_FILE, LONGEST_FUNCTION = 350, 50
 
 
-def imported_modules(path: Path) -> set[str]:
+def path_of(name):
+    return PACKAGE / f"{name.replace('.', '/')}.py"
+
+
+def imported_modules(path):
     """Names of the package's own modules that a file imports anywhere, in functions too."""
-    names = set()
+    found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "skinlesion":
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("skinlesion."):
-            names.add(node.module.removeprefix("skinlesion."))
-            names |= {f"{node.module}.{a.name}".removeprefix("skinlesion.") for a in node.names}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("skinlesion"):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
-            names |= {a.name.removeprefix("skinlesion.") for a in node.names}
-    return names & set(ORDER)
+            found |= {alias.name for alias in node.names}
+    return {name.removeprefix("skinlesion.") for name in found} & {*ORDER, *FREE}
 
 
-def test_every_module_has_its_place_in_the_order():
+def test_every_file_has_its_place_in_the_order():
     files = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")]
-    found = [".".join(path.with_suffix("").parts) for path in files if path.stem != "__init__"]
-    assert sorted(found) == sorted(ORDER)
+    names = {".".join(path.with_suffix("").parts) for path in files if path.stem != "__init__"}
+    assert names == {*ORDER, *FREE}
 
 
 @pytest.mark.parametrize("name", ORDER)
-def test_a_module_imports_only_from_those_above_it(name):
+def test_a_file_imports_only_from_files_above_it(name):
     above = set(ORDER[: ORDER.index(name)])
-    assert imported_modules(PACKAGE / f"{name.replace('.', '/')}.py") <= above
+    assert imported_modules(path_of(name)) <= above
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["skinlesion", "skinlesion.cli", "skinlesion.workflow", "skinlesion.evaluation.evaluate"],
-)
-def test_import_is_light(module):
-    code = f"import sys, {module}; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+def test_no_file_is_too_long():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert {name: n for name, n in lengths.items() if n > LONGEST_FILE} == {}
+
+
+def test_no_function_is_too_long():
+    long = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                if lines > LONGEST_FUNCTION:
+                    long[f"{path.name}: {node.name}"] = lines
+    assert long == {}
+
+
+LIGHT = ["skinlesion", "skinlesion.cli", *(f"skinlesion.{name}" for name in TOP)]
+LIGHT += [f"skinlesion.data.{name}" for name in ROOMS["data"]]
+LIGHT += ["skinlesion.model.run"]
+
+
+def test_imports_are_light():
+    """In one process: what the first of them loads, the others would load too."""
+    code = f"import sys, {', '.join(LIGHT)}; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True)
     assert not {"tensorflow", "keras", "gradio", "matplotlib"} & set(loaded.stdout.split())
+
+
+def test_the_help_needs_no_tables():
+    code = "import sys, skinlesion.cli; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert not {"pandas", "numpy", "sklearn"} & set(loaded.stdout.split())
+
+
+@pytest.mark.parametrize("name", skinlesion.__all__)
+def test_every_public_name_is_there_and_documented(name):
+    value = getattr(skinlesion, name)
+    assert name == "__version__" or value.__doc__
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = skinlesion.trian

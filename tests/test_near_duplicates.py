@@ -8,8 +8,7 @@ import pytest
 from conftest import REAL_DATA, needs_real_data
 from PIL import Image, ImageDraw
 
-from skinlesion.data.ham10000 import list_images
-from skinlesion.data.metadata import load_metadata
+from skinlesion.data.ham10000 import list_images, load_metadata
 from skinlesion.data.near_duplicates import (
     MIN_AGREEMENT,
     Shot,
@@ -18,6 +17,7 @@ from skinlesion.data.near_duplicates import (
     propose_pairs,
     read_near_duplicates,
 )
+from skinlesion.data.split import merge_lesions
 from skinlesion.files import InputError
 
 pytest.importorskip("cv2", reason="OpenCV is not installed: pip install opencv-python-headless")
@@ -106,7 +106,7 @@ def test_proposals_are_the_nearest_of_other_lesions_once_each():
     assert similarity.max() <= 1 + 1e-6
 
 
-def test_a_dataset_is_searched(table):
+def test_a_dataset_is_searched(table, tmp_path):
     """With the ids of lesions hidden, the pairs found are shots of one lesion."""
     hidden = table.assign(lesion_id=table["image_id"])
     rng = np.random.default_rng(0)
@@ -118,6 +118,9 @@ def test_a_dataset_is_searched(table):
     assert len(found) > 30
     same = lesion[found["image_id_1"]].to_numpy() == lesion[found["image_id_2"]].to_numpy()
     assert same.all()
+    found.to_csv(tmp_path / "pairs.csv", index=False)
+    merged = merge_lesions(hidden, read_near_duplicates(tmp_path / "pairs.csv"))
+    assert merged.nunique() < len(hidden) - 20
     assert list(found.columns) == [
         *(f"{name}_{side}" for side in (1, 2) for name in ("image_id", "lesion_id", "dx")),
         "similarity",
@@ -127,7 +130,8 @@ def test_a_dataset_is_searched(table):
 
 
 def test_nothing_found_is_an_empty_list(table):
-    found = find_near_duplicates(table, np.random.default_rng(0).normal(size=(len(table), 8)))
+    features = np.random.default_rng(0).normal(size=(len(table), 8))
+    found = find_near_duplicates(table, features, neighbours=10)
     assert found.empty
     assert "image_id_1" in found
 

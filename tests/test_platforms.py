@@ -16,7 +16,7 @@ from skinlesion.data.ham10000 import METADATA_NAME
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["01_copy_images", "02_split_metadata", "03_train", "04_evaluate", "05_gradio_demo"]
-QUICK = {"image_size": [64, 48], "epochs": 1, "batch_size": 16}
+QUICK = {"image_size": [32, 48], "epochs": 1, "batch_size": 16, "top_stage": "conv2"}
 DATASET = "datasets/kmader/skin-cancer-mnist-ham10000"
 WEIGHTS_NAME = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 
@@ -41,10 +41,10 @@ def kaggle_sample(sample, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def attached_weights(conv4_weights, tmp_path_factory):
+def attached_weights(conv2_weights, tmp_path_factory):
     """A folder with a file of weights, named as Keras names it."""
     folder = tmp_path_factory.mktemp("attached")
-    shutil.copyfile(conv4_weights, folder / WEIGHTS_NAME)
+    shutil.copyfile(conv2_weights, folder / WEIGHTS_NAME)
     return folder
 
 
@@ -78,21 +78,26 @@ def with_settings(source, folder, **settings):
     return folder / source.name
 
 
-def execute(notebook, tmp, **machine):
-    """Run All on a notebook that lies in the folder where the machine starts; what it printed."""
+def start(notebook, tmp, **machine):
+    """Run All on a notebook that lies in the folder where the machine starts."""
     tmp.mkdir()
     out = notebook.with_suffix(".executed.ipynb")
     options = ("--to", "notebook", "--execute", "--output", out.name)
     name = f"{machine['cwd']}/{notebook.name}"
-    finished = sandbox.run("jupyter", "nbconvert", *options, name, tmp=tmp, **machine)
+    return out, sandbox.run("jupyter", "nbconvert", *options, name, tmp=tmp, **machine)
+
+
+def execute(notebook, tmp, **machine):
+    """The same without an error; what it printed."""
+    out, finished = start(notebook, tmp, **machine)
     assert finished.returncode == 0, sandbox.describe(finished)
     cells = nbformat.read(out, as_version=4).cells
     return "".join(o.get("text", "") for cell in cells for o in cell.get("outputs", ()))
 
 
-def kaggle(notebook, tmp, inputs):
+def kaggle(notebook, tmp, inputs, how=None):
     """Run All in a batch session of Kaggle with folders attached."""
-    return execute(
+    return (how or execute)(
         notebook,
         tmp,
         read_only={f"/kaggle/input/{place}": folder for place, folder in inputs.items()},
@@ -150,19 +155,26 @@ def test_on_kaggle_all_in_one_with_the_old_mounts(
     assert (tmp_path / "working/runs/default/evaluation/metrics.json").is_file()
 
 
-def test_on_kaggle_without_what_others_left_a_late_notebook_says_how_to_attach_it(
+def test_on_kaggle_without_the_run_a_late_notebook_says_how_to_attach_it(
     stand_alone, kaggle_sample, tmp_path
 ):
-    notebook = with_settings(
-        stand_alone / "05_gradio_demo/05_gradio_demo.ipynb",
-        tmp_path / "working",
-        settings=QUICK | {"limit": 30},
-        weights="none",
-    )
+    source = stand_alone / "05_gradio_demo/05_gradio_demo.ipynb"
+    quick = {"settings": QUICK | {"limit": 30}, "weights": "none"}
+    notebook = with_settings(source, tmp_path / "working", **quick)
+    _, finished = kaggle(notebook, tmp_path / "machine", {DATASET: kaggle_sample}, start)
+    assert finished.returncode != 0
+    assert "attach its output (Add Input > Notebooks)" in finished.stderr
+    assert "train_if_missing = True" in finished.stderr
+    assert not (tmp_path / "working/runs").exists()
+
+
+def test_on_kaggle_a_late_notebook_trains_when_it_is_asked_to(stand_alone, kaggle_sample, tmp_path):
+    source = stand_alone / "05_gradio_demo/05_gradio_demo.ipynb"
+    quick = {"settings": QUICK | {"limit": 30}, "weights": "none", "train_if_missing": True}
+    notebook = with_settings(source, tmp_path / "working", **quick)
     printed = kaggle(notebook, tmp_path / "machine", {DATASET: kaggle_sample})
-    assert "training one now" in printed
-    assert "very roughly" in printed
-    assert "attach its output (Add Input > Notebooks)" in printed
+    assert "train: epoch 1 of 1" in printed
+    assert "demo: http://127.0.0.1" in printed
 
 
 @needs_real_data
@@ -250,7 +262,7 @@ def test_elsewhere_the_package_comes_from_its_address(tmp_path):
         ROOT, published, ignore=shutil.ignore_patterns(".*", "outputs", "build", "*.egg-info")
     )
     git = ("git", "-C", published, "-c", "user.name=a", "-c", "user.email=a@b.c")
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"], ["tag", "v0.2.0"]):
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"], ["tag", "v0.3.0"]):
         subprocess.run([*git, *command], check=True)
     notebook = nbformat.read(ROOT / "notebooks/02_split_metadata.ipynb", as_version=4)
     notebook.cells = notebook.cells[:2]
@@ -275,7 +287,7 @@ def test_elsewhere_the_package_comes_from_its_address(tmp_path):
     assert "skinlesion on this machine" in printed
     assert sorted(path.name for path in target.iterdir()) == [
         "skinlesion",
-        "skinlesion-0.2.0.dist-info",
+        "skinlesion-0.3.0.dist-info",
     ]
 
 

@@ -1,107 +1,68 @@
-"""The gate for foreign images: does an image look like those that the network was trained on?
+"""Out-of-distribution (OOD) detection: does an image look like the training images?
 
-The network answers any picture with one of seven diagnoses. The gate measures how far the picture
-is from the training images, in the network's own features, and turns away what is farther than 95 %
-of the validation images. It knows no foreign images: whatever they are, none was used to fit it.
-docs/foreign_images.md has the methods that were compared, and what it turns away.
+The network answers any picture with one of seven diagnoses. The detector measures how far the
+picture is from the training images, in features of the network, and flags what is farther than 95 %
+of the validation images. It is fitted without any out-of-distribution image. docs/ood.md compares
+methods and says what is flagged.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from sklearn.covariance import LedoitWolf
 
-from skinlesion.files import InputError
-
-STAGE = "conv3"
-"""Stage of the network whose output, pooled, describes an image. Later ones tell the diagnoses
-better apart and turn away more of the rare ones."""
 FALSE_ALARMS = 0.05
-"""Share of the validation images that may be turned away."""
+"""Share of the validation images that may be flagged."""
 
 
 @dataclass(frozen=True)
-class ForeignGate:
-    """One Gaussian around the training images, and the distance from which an image is foreign.
+class OODDetector:
+    """One Gaussian fitted to the training images, and a threshold for the distance from it.
 
     Source: the Mahalanobis distance of K. Lee et al., arXiv:1807.03888, with one Gaussian for all
     classes, and the covariance of O. Ledoit and M. Wolf, J. Multivariate Analysis 88 (2004), which
-    can be inverted however few the images are.
+    can be inverted for any number of images.
 
     Attributes:
-        stage: of the network whose pooled output the features are, such as `conv3`.
         mean: float32 (d,), of the features of the training images.
         precision: float32 (d, d), the inverse of their covariance.
-        threshold: distance above which an image is turned away.
-        images: number of validation images that the threshold was fitted on.
+        threshold: distance above which an image is out of distribution, above 0.
     """
 
-    stage: str
     mean: np.ndarray
     precision: np.ndarray
     threshold: float
-    images: int
 
     def compute_scores(self, features: np.ndarray) -> np.ndarray:
-        """How foreign images are.
+        """Compute the OOD score of images.
 
         Args:
-            features: float (n, d).
+            features: float (n, d), see `predictor.Outputs`.
 
         Returns:
-            float64 (n,): their distance as a multiple of the threshold; above 1 is foreign.
+            float64 (n,): the distance as a multiple of the threshold, 0 or more; above 1 is out of
+            distribution.
         """
         return compute_distances(features, self.mean, self.precision) / self.threshold
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values; the arrays go into a file of their own."""
-        return {
-            "method": "mahalanobis",
-            "stage": self.stage,
-            "threshold": self.threshold,
-            "false_alarms": FALSE_ALARMS,
-            "images": self.images,
-        }
 
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """The arrays, by name."""
-        return {"mean": self.mean, "precision": self.precision}
-
-
-def gate_from(values: dict[str, Any], arrays: dict[str, np.ndarray]) -> ForeignGate:
-    """The inverse of `ForeignGate.to_dict` and `ForeignGate.to_arrays`.
-
-    Raises:
-        InputError: something is missing, or made by another method.
-    """
-    try:
-        if values["method"] != "mahalanobis":
-            raise InputError(f"gate for foreign images: unknown method {values['method']!r}")
-        fields = {name: values[name] for name in ("stage", "threshold", "images")}
-        return ForeignGate(**fields, mean=arrays["mean"], precision=arrays["precision"])
-    except KeyError as error:
-        raise InputError(f"gate for foreign images does not fit this version ({error})") from error
-
-
-def fit_gate(train: np.ndarray, validation: np.ndarray, *, stage: str = STAGE) -> ForeignGate:
+def fit_ood_detector(train: np.ndarray, validation: np.ndarray) -> OODDetector:
     """Fit the Gaussian on training images and the threshold on validation images.
 
     Args:
         train: float (n, d), features of the training images, not augmented.
-        validation: float (m, d), of the validation images.
-        stage: that the features come from.
+        validation: float (m, d), features of the validation images.
     """
     fitted = LedoitWolf().fit(np.asarray(train, np.float64))
     mean, precision = fitted.location_.astype(np.float32), fitted.precision_.astype(np.float32)
     distances = compute_distances(validation, mean, precision)
-    # A distance that occurs, so that no more than the share is above it however few there are.
+    # A distance that occurs, so that no more than the share is above it, however few there are.
     threshold = float(np.quantile(distances, 1 - FALSE_ALARMS, method="higher"))
-    return ForeignGate(stage, mean, precision, threshold, len(validation))
+    return OODDetector(mean, precision, threshold)
 
 
 def compute_distances(features: np.ndarray, mean: np.ndarray, precision: np.ndarray) -> np.ndarray:
-    """Mahalanobis distances.
+    """Compute Mahalanobis distances.
 
     Args:
         features: float (n, d).
@@ -111,10 +72,10 @@ def compute_distances(features: np.ndarray, mean: np.ndarray, precision: np.ndar
     Returns:
         float64 (n,).
     """
-    apart = np.asarray(features, np.float64) - mean
-    return np.sqrt(np.einsum("nd,nd->n", apart @ np.asarray(precision, np.float64), apart))
+    offset = np.asarray(features, np.float64) - mean
+    return np.sqrt(np.einsum("nd,nd->n", offset @ np.asarray(precision, np.float64), offset))
 
 
-def is_foreign(scores: np.ndarray | float) -> np.ndarray:
-    """Which images to turn away, bool (n,); also those whose score is not a number."""
-    return ~(np.asarray(scores) <= 1)
+def is_in_distribution(scores: np.ndarray | float) -> np.ndarray:
+    """Which OOD scores are in distribution, bool (n,); a score that is not a number is not."""
+    return np.asarray(scores) <= 1

@@ -104,14 +104,19 @@ class Predictor:
         return _join([self._predict(batch, tta, maps) for batch in self._decode_ahead(paths)])
 
     @cached_property
-    def head(self) -> keras.Model:
-        """From the maps of `Outputs` to probabilities: what Grad-CAM differentiates."""
-        backbone = self.model.get_layer("backbone")
+    def logits(self) -> keras.Model:
+        """From the maps of `Outputs` to logits, float (n, classes), for Grad-CAM."""
+        backbone, head = self.model.get_layer("backbone"), self.model.get_layer("head")
         maps = _choose_maps(backbone)
-        inputs = top = keras.Input(maps.shape[1:])
+        inputs = x = keras.Input(maps.shape[1:])
         if maps is not backbone.output:
-            top = keras.Model(maps, backbone.output)(inputs)
-        return keras.Model(inputs, self.model.get_layer("head")(top))
+            x = keras.Model(maps, backbone.output)(inputs)
+        for layer in head.layers[:-1]:
+            x = layer(x)
+        linear = keras.layers.Dense(len(self.info.labels), dtype="float32")
+        model = keras.Model(inputs, linear(x))
+        linear.set_weights(head.get_layer("probabilities").get_weights())
+        return model
 
     @cached_property
     def _run(self) -> Callable[[np.ndarray], Outputs]:

@@ -277,6 +277,7 @@ def find_trained_run(
             f"{found}: no finished run here. Run notebook 03_train first and {how_to_attach()}, or "
             "set the parameter train_if_missing = True to train now"
         )
+    say(f"using the finished run in {found}")
     other = find_differences(found.config, config)
     if other:
         say(f"note: the run in {found} has other settings than this notebook: {other}")

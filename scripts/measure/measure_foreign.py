@@ -23,7 +23,7 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 from scipy.stats import binomtest
 
-from skinlesion.data.metadata import load_metadata
+from skinlesion.data.ham10000 import load_metadata
 from skinlesion.data.split import join_split, read_split
 from skinlesion.evaluation.ood import is_foreign
 from skinlesion.files import write_csv

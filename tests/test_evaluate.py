@@ -9,9 +9,9 @@ import pytest
 
 from skinlesion import workflow
 from skinlesion.config import make_config
+from skinlesion.data.ham10000 import load_metadata
 from skinlesion.data.images import load_images
 from skinlesion.data.isic import read_predictions, write_predictions
-from skinlesion.data.metadata import load_metadata
 from skinlesion.data.split import read_split
 from skinlesion.diagnoses import CLASS_CODES, LABEL_OF, SYNTHETIC_NOTE
 from skinlesion.evaluation import evaluate as assessment
