@@ -271,12 +271,7 @@ def launch(
         raise InputError(
             f"port {port} on {host} is in use or not allowed: choose another with --port"
         ) from error
-    say(f"demo: {app.share_url or app.local_url}")
-    if not is_visible:
-        say(
-            "demo: Kaggle does not show this page. Predict in the cell above, or set share = True "
-            f"for a public link (needs Gradio {SAFE_TO_SHARE} or newer, and internet)."
-        )
+    _say_address(app, is_visible=is_visible)
     return app
 
 
@@ -317,6 +312,15 @@ def require_few(paths: list[str]) -> list[str]:
 def _warm_up(model: CalibratedPredictor) -> None:
     """Compile the network now, so that the first visitor does not wait for it."""
     model.predictor.predict_images(np.zeros((1, *model.info.image_size, 3), np.uint8))
+
+
+def _say_address(app: gr.Blocks, *, is_visible: bool) -> None:
+    say(f"demo: {app.share_url or app.local_url}")
+    if not is_visible:
+        say(
+            "demo: Kaggle does not show this page. Predict in the cell above, or set share = True "
+            f"for a public link (needs Gradio {SAFE_TO_SHARE} or newer, and internet)."
+        )
 
 
 def _style(function: Any) -> dict[str, Any]:
