@@ -335,7 +335,7 @@ class TestAudit:
                 "train",
                 "none of the 1 known pairs of images that show one lesion under two ids is parted",
             ),
-            ("test", "lesions: 0; known pairs of images that show one lesion under two ids: 1."),
+            ("test", "part: 0; known pairs of images that show one lesion under two ids: 1."),
         ],
     )
     def test_of_known_near_duplicates(self, real_run, part, says):
