@@ -31,9 +31,13 @@ COVERAGE = 0.90
 """Share of images whose true class the prediction set should contain."""
 PRIOR_SIGMA = 0.25
 """Standard deviation of the prior of the log temperature. In simulations with 20 to 150 validation
-images (`tests/test_calibration.py`) it keeps the mean log loss on held-out images within 1 % of the
-uncalibrated one where there is nothing to gain; among 1,500 images it moves the temperature by at
-most 2 %."""
+images (`tests/test_calibration.py`), the mean log loss on held-out images stays within 1 % of the
+uncalibrated one where there is nothing to gain. With 1,500 images it is within 0.2 % of that of the
+maximum-likelihood temperature."""
+UNSEEN_MISTAKES = 3
+"""Mistakes that a temperature below 1 has to pay for. Without a mistake among n images, the error
+rate may still be 3 / n (95 % confidence, the rule of three: Hanley and Lippman-Hand, JAMA 249
+(1983), doi:10.1001/jama.1983.03330370053031)."""
 LARGEST_LOG_TEMPERATURE = 3.0
 """Bound of the search; the prior keeps the result far from it."""
 FEW_MALIGNANT = 30
@@ -219,9 +223,9 @@ def fit_temperature(y_true: np.ndarray, y_prob: np.ndarray) -> float:
 
     Temperature scaling minimises the log loss (Guo et al., arXiv:1706.04599). On a few images that
     are all right, the log loss falls towards a temperature of 0, and held-out mistakes then cost
-    without bound. So the log temperature has a Gaussian prior around 0 (`PRIOR_SIGMA`). And a
-    temperature below 1, which makes the model more confident, has to pay for one mistake on an
-    average image beside those that were seen, as in Laplace's rule of succession.
+    without bound. Two terms prevent this. The log temperature has a Gaussian prior around 0
+    (`PRIOR_SIGMA`). And a temperature below 1, which makes the model more confident, pays for
+    `UNSEEN_MISTAKES` on an average image beside the mistakes that were seen.
 
     Args:
         y_true: int (n,), labels.
@@ -240,9 +244,9 @@ def fit_temperature(y_true: np.ndarray, y_prob: np.ndarray) -> float:
         scaled = log_odds * scale
         correct = scaled[np.arange(len(y_true)), y_true]
         observed = np.logaddexp.reduce(scaled, axis=1) - correct
-        possible = max(0.0, cost_of_a_mistake(scale) - cost_of_a_mistake(1.0))
+        unseen = UNSEEN_MISTAKES * max(0.0, cost_of_a_mistake(scale) - cost_of_a_mistake(1.0))
         prior = (log_temperature / PRIOR_SIGMA) ** 2 / 2
-        return float(observed.sum() + possible + prior)
+        return float(observed.sum() + unseen + prior)
 
     bounds = (-LARGEST_LOG_TEMPERATURE, LARGEST_LOG_TEMPERATURE)
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
