@@ -47,7 +47,10 @@ FEW_MALIGNANT = 30
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True, extra="forbid"))
+@dataclass(
+    frozen=True,
+    config=ConfigDict(arbitrary_types_allowed=True, extra="forbid", allow_inf_nan=False),
+)
 class Calibration:
     """What prediction needs to give honest confidences.
 
@@ -74,6 +77,19 @@ class Calibration:
     def is_uncertain(self) -> bool:
         """Whether the thresholds rest on fewer than `FEW_MALIGNANT` malignant images."""
         return self.n_malignant < FEW_MALIGNANT
+
+    def describe(self) -> str:
+        """One or two sentences for the terminal."""
+        thresholds = [
+            f"{value:.3f} for {float(target):.0%} sensitivity"
+            for target, value in self.thresholds.items()
+            if value is not None
+        ]
+        said = f"temperature {self.temperature:.2f}, fitted on {self.n_validation:,} images; "
+        said += f"malignant from {' and '.join(thresholds)}" if thresholds else "no threshold"
+        if self.is_uncertain:
+            said += f". The thresholds are uncertain: only {self.n_malignant} malignant images"
+        return said
 
     def summary(self) -> pd.DataFrame:
         """The fitted values as a table for readers."""
@@ -132,15 +148,7 @@ def calibrate(run: str | Path | Run, data: str | Path | None = None) -> Calibrat
     values = asdict(calibration)
     arrays = {name: values["ood"].pop(name) for name in ("mean", "precision")}
     run.save_calibration(values, arrays)
-    say(
-        f"calibrate: temperature {calibration.temperature:.2f}, fitted on "
-        f"{calibration.n_validation:,} validation images"
-    )
-    if calibration.is_uncertain:
-        say(
-            f"calibrate: the thresholds are uncertain: only {calibration.n_malignant} malignant "
-            "images in validation"
-        )
+    say(f"calibrate: {calibration.describe()}")
     return calibration
 
 
@@ -159,7 +167,9 @@ def load_calibration(run: str | Path | Run) -> Calibration:
     values, arrays = read
     try:
         detector = OODDetector(arrays["mean"], arrays["precision"], values["ood"]["threshold"])
-        if not (detector.threshold > 0 and detector.precision.shape == 2 * detector.mean.shape):
+        finite = all(np.isfinite(value).all() for value in vars(detector).values())
+        fits = detector.precision.shape == 2 * detector.mean.shape
+        if not (finite and fits and detector.threshold > 0):
             raise ValueError("the values of OOD detection do not fit each other")
         return Calibration(**values | {"ood": detector})
     except (ValidationError, KeyError, TypeError, ValueError) as error:
