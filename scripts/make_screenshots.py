@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/make_screenshots.py --run outputs/sample_run/runs/default
 
-Needs Chromium. Refuses a model of real images: no photograph may get into the repository.
+Needs Chromium. A model of real images is refused: no photograph may get into the repository.
 """
 
 import argparse
@@ -16,13 +16,13 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 from skinlesion.demo import app
-from skinlesion.files import read_json
+from skinlesion.model.run import Run
 
 EXAMPLE = "Melanoma"
 
 
 def photograph(browser: Browser, url: str, path: Path, **options: Any) -> None:
-    """Choose an example, wait for its heat map, and save what is seen."""
+    """Choose an example, wait for its heat map, and save a picture of the page."""
     context = browser.new_context(**options)
     page = context.new_page()
     page.goto(url)
@@ -37,20 +37,20 @@ def photograph(browser: Browser, url: str, path: Path, **options: Any) -> None:
 
 
 def main() -> None:
-    """Serve the run, and photograph it on a desktop and on a phone."""
+    """Serve the run, and save pictures as on a desktop and on a phone."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, required=True, help="a run on the sample")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", metavar="DIR")
     arguments = parser.parse_args()
-    if not read_json(arguments.run / "config.json")["dataset"]["synthetic"]:
+    if not Run.find(arguments.run).synthetic:
         parser.error("this run was not trained on the synthetic sample")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     with tempfile.TemporaryDirectory() as nowhere, sync_playwright() as playwright:
-        # From the bundle alone: examples are drawn anew, whatever data is at hand.
+        # Of the saved model by itself, the examples are drawings, whatever data is on this machine.
         copy = Path(nowhere) / "run"
-        shutil.copytree(arguments.run / "model", copy / "model")
+        shutil.copytree(arguments.run / "model", copy)
         shutil.copytree(arguments.run / "evaluation", copy / "evaluation")
         running = app.launch(copy)
         options = ["--no-sandbox", "--disable-gpu"]
