@@ -2,7 +2,11 @@
 
 import numpy as np
 import pytest
+import sklearn
+from packaging.version import parse
 from scipy.special import softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.calibration import CalibratedClassifierCV
 
 from skinlesion.evaluation import calibration as steps
 from skinlesion.evaluation.bootstrap import draw_weights
@@ -81,6 +85,19 @@ def certain(y_true, confidence=0.988):
     return y_prob
 
 
+def simulate_errors(count, confidence, errors, rng):
+    """Predictions of varied confidence, a given share of them wrong."""
+    y_true = rng.integers(0, 7, count)
+    wrong = rng.random(count) < errors
+    top = np.where(wrong, (y_true + rng.integers(1, 7, count)) % 7, y_true)
+    highest = rng.beta(20 * confidence, 20 * (1 - confidence), count).clip(0.3, 1 - 1e-7)
+    y_prob = rng.dirichlet(np.ones(7), count)
+    y_prob[np.arange(count), top] = 0
+    y_prob *= ((1 - highest) / y_prob.sum(axis=1))[:, None]
+    y_prob[np.arange(count), top] = highest
+    return y_true, y_prob
+
+
 class TestTemperatureOfFewImages:
     @pytest.mark.parametrize("count", [5, 20, 70])
     @pytest.mark.parametrize("confidence", [0.9, 0.988, 1 - 1e-6])
@@ -93,6 +110,17 @@ class TestTemperatureOfFewImages:
         y_prob = certain(wrong, confidence)
         calibrated = apply_temperature(y_prob, temperature)
         assert log_loss(y_test, calibrated) <= 1.02 * log_loss(y_test, y_prob)
+
+    @pytest.mark.parametrize("count", [20, 40, 71, 150])
+    @pytest.mark.parametrize("confidence", [0.8, 0.9, 0.97])
+    def test_held_out_mistakes_after_perfect_validation_cost_little(self, count, confidence):
+        """With 3 / count mistakes: as many as no mistake among `count` images allows for."""
+        for seed in range(10):
+            rng = np.random.default_rng(seed)
+            fitted = fit_temperature(*simulate_errors(count, confidence, 0, rng))
+            y_true, y_prob = simulate_errors(1000, confidence, 3 / count, rng)
+            after = log_loss(y_true, apply_temperature(y_prob, fitted))
+            assert after <= 1.02 * log_loss(y_true, y_prob)
 
     def test_constant_probabilities_are_left_alone(self):
         y_true = np.zeros(50, int)
@@ -119,6 +147,50 @@ class TestTemperatureOfFewImages:
         losses = [log_loss(y_true, apply_temperature(y_prob, t)) for t in grid]
         fitted = fit_temperature(y_true, y_prob)
         assert fitted == pytest.approx(grid[np.argmin(losses)], rel=0.03)
+
+
+class Given(ClassifierMixin, BaseEstimator):
+    """A classifier whose input is its probabilities."""
+
+    classes_ = np.arange(7)
+
+    def fit(self, x, y):
+        return self
+
+    def __sklearn_is_fitted__(self):
+        return True
+
+    def predict_proba(self, x):
+        return x
+
+    def predict(self, x):
+        return x.argmax(axis=1)
+
+
+class TestLibraries:
+    @pytest.mark.skipif(parse(sklearn.__version__) < parse("1.8"), reason="scikit-learn is older")
+    @pytest.mark.parametrize("temperature", [0.7, 1.5])
+    def test_temperature_scaling_equals_scikit_learn(self, temperature):
+        from sklearn.frozen import FrozenEstimator
+
+        y_true, y_prob = simulate(5000, temperature=temperature, seed=5)
+        other = CalibratedClassifierCV(FrozenEstimator(Given()), method="temperature")
+        expected = other.fit(y_prob, y_true).predict_proba(y_prob)
+        calibrated = apply_temperature(y_prob, fit_temperature(y_true, y_prob))
+        assert np.abs(calibrated - expected).max() < 0.002
+
+    def test_prediction_sets_equal_mapie(self):
+        mapie = pytest.importorskip("mapie.classification", reason="install the extra [dev]")
+        y_true, y_prob = simulate(300, temperature=1.5, seed=6)
+        calibration = fit_calibration(y_true, y_prob)
+        calibrated = apply_temperature(y_prob, calibration.temperature)
+        other = mapie.SplitConformalClassifier(Given(), confidence_level=0.9, prefit=True)
+        _, sets = other.conformalize(calibrated, y_true).predict_set(calibrated)
+        # MAPIE leaves a set empty where ours has the most probable class.
+        some = sets[..., 0].any(axis=1)
+        ours = make_prediction_sets(calibrated, calibration)
+        assert np.array_equal(ours[some], sets[some, :, 0])
+        assert (ours[~some].sum(axis=1) == 1).all()
 
 
 def test_a_model_that_is_always_right_stays_finite():

@@ -78,7 +78,7 @@ def compute_metrics(
 
 
 def compute_confusion_matrix(y_true: np.ndarray, y_pred: np.ndarray) -> np.ndarray:
-    """Counts, int (7, 7): rows true, columns predicted, in the order of `labels.DIAGNOSES`."""
+    """Count images, int (7, 7): rows true, columns predicted, in the order of `DIAGNOSES`."""
     return confusion_matrix(y_true, y_pred, labels=range(NUM_CLASSES))
 
 

@@ -17,6 +17,7 @@ from skinlesion.data.leakage import audit_split
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import SPLITS
 from skinlesion.diagnoses import DIAGNOSES, DISCLAIMER, LABEL_OF, SYNTHETIC_NOTE
+from skinlesion.evaluation.calibration import FEW_MALIGNANT
 from skinlesion.evaluation.metrics import MALIGNANT, format_figure
 from skinlesion.files import InputError, name_some
 from skinlesion.model.run import Run
@@ -51,7 +52,7 @@ def make_model_card(run: Run) -> str:
     """Describe a calibrated run for people who did not make it.
 
     Args:
-        run: what it does not have, such as an evaluation, is called missing in the card.
+        run: a trained run. The card says what it lacks, such as an evaluation.
 
     Returns:
         Markdown with a YAML header, the README.md of a model on the Hugging Face Hub.
@@ -86,7 +87,7 @@ def make_model_card(run: Run) -> str:
 
 def _make_header(recipe: str, metrics: dict[str, Any] | None, *, synthetic: bool) -> ModelCardData:
     results = []
-    # The Hub shows these apart from the words that would say that they are about drawings.
+    # The Hub shows these without the text that calls them figures of drawings.
     if metrics and not synthetic:
         results = [
             EvalResult(
@@ -116,14 +117,14 @@ def _make_header(recipe: str, metrics: dict[str, Any] | None, *, synthetic: bool
 
 def _describe_headline(metrics: dict[str, Any] | None) -> str:
     if metrics is None:
-        return "How good it is was not measured yet."
+        return "Its performance was not measured yet."
     figure = _format(metrics["overall"]["balanced_accuracy"])
     matrix = np.asarray(metrics["confusion_matrix"])
     missed, cases = matrix[:, ~MALIGNANT].sum(axis=1), matrix.sum(axis=1)
     mel = LABEL_OF["mel"]
     return (
-        f"On {metrics['n']:,} test images, balanced accuracy is {figure} (95 % interval). Taking "
-        f"the most probable class for the answer calls {missed[MALIGNANT].sum():,} of "
+        f"On {metrics['n']:,} test images, balanced accuracy is {figure} (95 % interval). With "
+        f"the most probable class as the prediction, it calls {missed[MALIGNANT].sum():,} of "
         f"{cases[MALIGNANT].sum():,} malignant images benign, {missed[mel]:,} of {cases[mel]:,} "
         "melanomas among them."
     )
@@ -211,15 +212,15 @@ def _describe_fitting(config: Config, history: pd.DataFrame) -> str:
 
 def _describe_evaluation(metrics: dict[str, Any] | None, subgroups: Path) -> str:
     if metrics is None:
-        return "Not evaluated yet: `python -m skinlesion evaluate` does it."
+        return "Not evaluated yet: run `python -m skinlesion evaluate --run RUN`."
     columns = {"single model": metrics["overall"]} | metrics.get("variants", {})
     columns.pop("single", None)  # is the first column
     matrix = zip(LABEL_OF, metrics["confusion_matrix"], strict=True)
     parts = [
         f"{metrics['n']:,} test images of {metrics['lesions']:,} lesions. In brackets, 95 % "
         f"intervals: percentiles of {metrics['n_bootstrap']:,} resamples of lesions (not images: "
-        "those of one lesion resemble each other). An interval without width is no certainty: "
-        "where all of n lesions are right, the true share may well be 1 - 3 / n.",
+        "images of one lesion resemble each other). An interval without width does not mean "
+        "certainty: if all of n lesions are right, the true share may still be 1 - 3 / n.",
         _make_table(
             ("figure", *columns),
             [(label, *(x[name] for x in columns.values())) for name, label in OVERALL.items()],
@@ -229,7 +230,7 @@ def _describe_evaluation(metrics: dict[str, Any] | None, subgroups: Path) -> str
             ("class", "images", "sensitivity", "specificity", "PPV", "AUC", "average precision"),
             [(code, *(x[name] for name in PER_CLASS)) for code, x in metrics["per_class"].items()],
         ),
-        "Images of each class (row), and what the model took them for (column):",
+        "Images of each true class (row) and predicted class (column):",
         _make_table(("", *LABEL_OF), [(code, *counts) for code, counts in matrix]),
         *_describe_calibration(metrics.get("calibration")),
         "### Subgroups",
@@ -243,10 +244,13 @@ def _describe_calibration(found: Mapping[str, Any] | None) -> list[str]:
         return ["Operating points, calibration and prediction sets were not measured."]
     sets = found["prediction_sets"]
     names = ("sensitivity", "specificity", "PPV", "NPV")
+    malignant = found["validation_malignant"]
+    uncertain = " (few: the thresholds are uncertain)" if malignant < FEW_MALIGNANT else ""
     return [
         "### Malignant or benign",
         "By the sum of the calibrated probabilities of the malignant classes, at thresholds chosen "
-        f"on {found['validation_images']:,} validation images:",
+        f"on {found['validation_images']:,} validation images, "
+        f"{malignant:,} of them malignant{uncertain}:",
         _make_table(
             ("chosen for", "threshold", *names),
             [
@@ -260,7 +264,7 @@ def _describe_calibration(found: Mapping[str, Any] | None) -> list[str]:
         ),
         "### Calibration",
         f"One temperature, {found['temperature']:.3f}, fitted on the validation images. The "
-        "bootstrap overstates the calibration error: its intervals lie a little too high.",
+        "bootstrap overstates the calibration error: its intervals are a little too high.",
         _make_table(
             ("figure", "before", "after"),
             [
@@ -268,13 +272,14 @@ def _describe_calibration(found: Mapping[str, Any] | None) -> list[str]:
                 for name in ("ece", "brier", "log_loss")
             ],
         ),
-        f"**Prediction sets** are meant to hold the true class of {sets['target_coverage']:.2f} of "
-        f"the images. They hold that of {_format(sets['coverage'])}, with "
-        f"{_format(sets['mean_size'])} classes on average; `metrics.json` has the share for each.",
+        f"**Prediction sets** should hold the true class of {sets['target_coverage']:.2f} of the "
+        f"images. They hold that of {_format(sets['coverage'])}, with "
+        f"{_format(sets['mean_size'])} classes on average; `metrics.json` has the share of each "
+        "class.",
     ]
 
 
-def _describe_subgroups(csv: Path, draws: int) -> str:
+def _describe_subgroups(csv: Path, n_bootstrap: int) -> str:
     if not csv.is_file():
         return "Not measured."
     rows = []
@@ -291,7 +296,9 @@ def _describe_subgroups(csv: Path, draws: int) -> str:
             ("malignant_auc", min(malignant, images - malignant)),
             ("sensitivity_mel", melanomas),
         ):
-            enough = cases >= LEAST_CASES and figures[name]["undefined_resamples"] <= draws / 2
+            enough = (
+                cases >= LEAST_CASES and figures[name]["undefined_resamples"] <= n_bootstrap / 2
+            )
             row.append(figures[name] if enough else "too few")
         rows.append(row)
     if not rows:
@@ -301,10 +308,10 @@ def _describe_subgroups(csv: Path, draws: int) -> str:
         *("AUC, malignant against benign", "sensitivity to melanoma"),
     )
     return (
-        f"Those of at least {SHOWN_FROM} test images. Balanced accuracy is the mean over the "
-        "classes that a subgroup has, so that subgroups with different classes are not quite "
-        f'comparable. "Too few": fewer than {LEAST_CASES} images of a kind, or more than half of '
-        "the draws lack one of the classes.\n\n" + _make_table(head, rows)
+        f"Subgroups of at least {SHOWN_FROM} test images. Balanced accuracy is the mean over the "
+        "classes that a subgroup has: subgroups with different classes cannot be compared exactly. "
+        f'"Too few": fewer than {LEAST_CASES} images of a kind, or more than half of the resamples '
+        "lack one of the classes.\n\n" + _make_table(head, rows)
     )
 
 
@@ -314,10 +321,10 @@ def _make_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _format(cell: str | int | dict[str, Any]) -> str:
-    """Text as it is; the rest as `format_figure`, so far as figure and interval are defined."""
+def _format(cell: Any) -> str:
+    """Text unchanged; figures and counts by `format_figure`; undefined figures as a dash."""
     if isinstance(cell, str):
         return cell
-    if isinstance(cell, int) or not pd.isna(cell.get("low")):
+    if not isinstance(cell, Mapping) or not pd.isna(cell.get("low")):
         return format_figure(cell)
     return "-" if pd.isna(cell["value"]) else f"{cell['value']:.3f}"

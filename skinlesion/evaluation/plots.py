@@ -141,7 +141,7 @@ def plot_roc_curves(
     Args:
         y_true: int (n,).
         y_prob: float (n, 7).
-        metrics: of the same images, from `evaluation.compute_metrics`.
+        metrics: of the same images, from `metrics.compute_metrics`.
         ax: where to draw.
     """
     ax = ax or _new_axes(5.6, 5.2)

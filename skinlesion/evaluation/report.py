@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
 from skinlesion.evaluation import plots
 from skinlesion.evaluation.bootstrap import draw_weights
-from skinlesion.evaluation.calibration import Calibration, apply_temperature
+from skinlesion.evaluation.calibration import FEW_MALIGNANT, Calibration, apply_temperature
 from skinlesion.evaluation.decisions import (
     compute_calibration,
     tabulate_operating_points,
@@ -131,11 +131,17 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
     ]
     if metrics["synthetic"]:
         lines.append(SYNTHETIC_NOTE)
-    for point in metrics.get("calibration", {}).get("operating_points", ()):
+    calibration = metrics.get("calibration", {})
+    for point in calibration.get("operating_points", ()):
         lines.append(
             f"malignant, threshold for {point['target_sensitivity']:.0%} on validation: "
             f"sensitivity {format_figure(point['sensitivity'])}, "
             f"specificity {format_figure(point['specificity'])}"
+        )
+    if calibration and calibration["validation_malignant"] < FEW_MALIGNANT:
+        lines.append(
+            "these thresholds are uncertain: they rest on "
+            f"{calibration['validation_malignant']} malignant validation images"
         )
     if "gradcam" in metrics:
         heat = metrics["gradcam"]
