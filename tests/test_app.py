@@ -28,8 +28,8 @@ from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, DISCLAIMER, SYNTHETIC
 from skinlesion.files import InputError, read_json
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-README = Path(__file__).parent.parent / "README.md"
-DOCS = README.parent / "docs" / "demo.md"
+CLIENTS = Path(__file__).parent.parent / "docs" / "clients.md"
+DOCS = CLIENTS.with_name("demo.md")
 ENDPOINTS = ("predict", "explain", "predict_many", "describe")
 
 
@@ -86,12 +86,12 @@ def test_the_docs_name_every_part_of_an_answer(client, picture):
 
 
 def take_example(language):
-    (example,) = re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+    (example,) = re.findall(rf"```{language}\n(.*?)```", CLIENTS.read_text(), re.DOTALL)
     return example
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="install curl to run this")
-def test_the_example_with_curl_works_as_it_stands_in_the_readme(demo, client, picture):
+def test_the_example_with_curl_works_as_it_stands_in_the_docs(demo, client, picture):
     example = take_example("bash").replace("some.jpg", str(picture))
     example = example.replace("http://127.0.0.1:7860/", demo.local_url)
     shown = subprocess.run(["bash", "-c", example], capture_output=True, text=True, check=True)
@@ -99,7 +99,7 @@ def test_the_example_with_curl_works_as_it_stands_in_the_readme(demo, client, pi
     assert json.loads(data) == [ask(client, picture)]
 
 
-def test_the_example_with_python_works_as_it_stands_in_the_readme(demo, client, picture):
+def test_the_example_with_python_works_as_it_stands_in_the_docs(demo, client, picture):
     example = take_example("python").replace("some.jpg", str(picture))
     example = example.replace("http://127.0.0.1:7860", demo.local_url)
     command = [sys.executable, "-c", example]

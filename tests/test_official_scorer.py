@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skinlesion.data.isic import write_predictions
+from skinlesion.data.isic import write_isic
 from skinlesion.diagnoses import CLASS_CODES
-from skinlesion.evaluation import evaluate as assessment
+from skinlesion.evaluation.evaluate import score
 
 SCORER = Path(__file__).parent.parent / ".venv-scorer" / "bin" / "isic-challenge-scoring"
 
@@ -31,9 +31,9 @@ def files(tmp_path):
     y_pred = np.where(rng.random(400) < 0.6, y_true, rng.integers(0, 7, 400))
     y_prob = 0.45 * rng.dirichlet(np.ones(7), 400) + 0.55 * np.eye(7)[y_pred]
     names = np.array([f"ISIC_{number:07d}" for number in range(400)])
-    write_predictions(tmp_path / "truth.csv", list(names), np.eye(7)[y_true])
+    write_isic(tmp_path / "truth.csv", list(names), np.eye(7)[y_true])
     order = rng.permutation(400)
-    write_predictions(tmp_path / "predictions.csv", list(names[order]), y_prob[order])
+    write_isic(tmp_path / "predictions.csv", list(names[order]), y_prob[order])
     return tmp_path
 
 
@@ -47,7 +47,7 @@ def test_the_official_scorer_agrees(files):
     )
     assert finished.returncode == 0, finished.stderr
     official = json.loads(finished.stdout)
-    ours = assessment.score(files / "predictions.csv", files / "truth.csv", files / "out")
+    ours = score(files / "predictions.csv", files / "truth.csv", files / "out")
     assert ours["overall"]["balanced_accuracy"]["value"] == pytest.approx(
         official["aggregate"]["balanced_accuracy"], abs=1e-6
     )
