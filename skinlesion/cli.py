@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def describe_error(error: Exception) -> str:
-    """What to tell the user about an error."""
+    """Describe an error to the user."""
     if isinstance(error, InputError):
         return str(error)
     if hasattr(error, "format_message"):  # all errors of Click, which newer Typers carry inside
@@ -148,13 +148,12 @@ def split(
     near_duplicates: NearDuplicates = None,
 ) -> None:
     """Split a dataset into train, validation and test."""
-    chosen = parse_fold(fold) if fold else None
-    recipe = recipe or "default"
+    options = {"seed": seed, "fold": fold and parse_fold(fold), "near_duplicates": near_duplicates}
     from skinlesion.data.leakage import audit_file
     from skinlesion.data.split import count_by_class, write_split
 
-    options = {"seed": seed, "fold": chosen, "near_duplicates": near_duplicates}
-    print(count_by_class(write_split(data, out, recipe=recipe, **options)).to_string())
+    made = write_split(data, out, recipe=recipe or "default", **options)
+    print(count_by_class(made).to_string())
     print(audit_file(out, data=data, near_duplicates=near_duplicates).describe())
 
 

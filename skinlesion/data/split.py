@@ -70,7 +70,6 @@ def write_split(
         lesions = table["lesion_id"].nunique()
         merged = lesions - merge_lesions(table, pairs).nunique()
         say(f"split: {lesions:,} lesions; near duplicates merged {merged:,} of them with others")
-    say(count_by_class(split).to_string())
     return split
 
 
