@@ -63,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, with the arguments of the process or these.
 
     Returns:
-        The exit status: 0; 1 for failures, for findings of `audit` and `check`, and for files that
-        `predict` could not read; 2 for mistakes of the user; 130 after an interrupt.
+        The exit status: 0; 1 for failures and findings, also of files that `predict` could not
+        read; 2 for mistakes of the user; 130 after an interrupt.
     """
     # TensorFlow reads this when it is imported. Without it, its warnings bury our messages.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -148,12 +148,12 @@ def split(
     near_duplicates: NearDuplicates = None,
 ) -> None:
     """Split a dataset into train, validation and test."""
-    options = {"seed": seed, "fold": fold and parse_fold(fold), "near_duplicates": near_duplicates}
+    chosen = parse_fold(fold) if fold else None
     from skinlesion.data.leakage import audit_file
     from skinlesion.data.split import count_by_class, write_split
 
-    made = write_split(data, out, recipe=recipe or "default", **options)
-    print(count_by_class(made).to_string())
+    options = {"seed": seed, "fold": chosen, "near_duplicates": near_duplicates}
+    print(count_by_class(write_split(data, out, recipe=recipe or "default", **options)).to_string())
     print(audit_file(out, data=data, near_duplicates=near_duplicates).describe())
 
 

@@ -13,7 +13,7 @@ PACKAGE = Path(skinlesion.__file__).parent
 
 # A file imports only from files above it in this list, and from none of a later room. The files at
 # the top import from no room; `cli` and `__init__` see everything.
-TOP = ["diagnoses", "files", "config", "machine"]
+TOP = ["diagnoses", "files", "config", "machine", "options"]
 ROOMS = {
     "data": [
         "download",

@@ -2,7 +2,14 @@ import json
 
 import pytest
 
-from skinlesion.files import InputError, read_json, write_atomically, write_json
+from skinlesion.files import (
+    InputError,
+    name_some,
+    read_json,
+    write_atomically,
+    write_folder_atomically,
+    write_json,
+)
 
 
 def test_nan_is_written_as_null(tmp_path):
@@ -52,3 +59,24 @@ def test_what_is_no_json_is_refused_by_name(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(InputError, match=r"a\.json: cannot be read as JSON"):
         read_json(tmp_path / "a.json")
+
+
+def test_a_failed_folder_leaves_the_old_one(tmp_path):
+    folder = write_folder_atomically(
+        tmp_path / "a", lambda part: (part / "old.txt").write_text("old")
+    )
+
+    def write_half(part):
+        (part / "new.txt").write_text("ne")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match=r"a: cannot be written \(No space left on device\)"):
+        write_folder_atomically(folder, write_half)
+    assert [path.name for path in tmp_path.rglob("*.txt")] == ["old.txt"]
+    write_folder_atomically(folder, lambda part: (part / "new.txt").write_text("new"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "new.txt"]
+
+
+def test_the_first_names_are_shown_and_the_rest_is_counted():
+    assert name_some(["a", "b"]) == "a, b"
+    assert name_some(list("abcd"), shown=2) == "a, b and 2 more"

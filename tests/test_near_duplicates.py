@@ -17,6 +17,7 @@ from skinlesion.data.near_duplicates import (
     propose_pairs,
     read_near_duplicates,
 )
+from skinlesion.data.split import merge_lesions
 from skinlesion.files import InputError
 
 pytest.importorskip("cv2", reason="OpenCV is not installed: pip install opencv-python-headless")
@@ -105,7 +106,7 @@ def test_proposals_are_the_nearest_of_other_lesions_once_each():
     assert similarity.max() <= 1 + 1e-6
 
 
-def test_a_dataset_is_searched(table):
+def test_a_dataset_is_searched(table, tmp_path):
     """With the ids of lesions hidden, the pairs found are shots of one lesion."""
     hidden = table.assign(lesion_id=table["image_id"])
     rng = np.random.default_rng(0)
@@ -117,6 +118,9 @@ def test_a_dataset_is_searched(table):
     assert len(found) > 30
     same = lesion[found["image_id_1"]].to_numpy() == lesion[found["image_id_2"]].to_numpy()
     assert same.all()
+    found.to_csv(tmp_path / "pairs.csv", index=False)
+    merged = merge_lesions(hidden, read_near_duplicates(tmp_path / "pairs.csv"))
+    assert merged.nunique() < len(hidden) - 20
     assert list(found.columns) == [
         *(f"{name}_{side}" for side in (1, 2) for name in ("image_id", "lesion_id", "dx")),
         "similarity",

@@ -1,26 +1,23 @@
-"""A short run on the real HAM10000 with real pretrained weights: the whole way, reduced."""
-
-import json
+"""A short run on the real HAM10000 with real pretrained weights: all steps, on few images."""
 
 import pytest
 from conftest import REAL_DATA, REAL_WEIGHTS, needs_real_data, needs_real_weights
 
-from skinlesion import workflow
 from skinlesion.config import make_config
-from skinlesion.data.ham10000 import load_metadata
-from skinlesion.evaluation import evaluate as assessment
+from skinlesion.data.ham10000 import copy_images, load_metadata
+from skinlesion.evaluation.calibration import calibrate
+from skinlesion.evaluation.evaluate import evaluate
+from skinlesion.model.train import train
 
 pytestmark = [needs_real_data, needs_real_weights]
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    out = tmp_path_factory.mktemp("real") / "images"
-    workflow.copy(REAL_DATA, out)
-    return out
+    return copy_images(REAL_DATA, tmp_path_factory.mktemp("real") / "images")
 
 
-def test_all_images_are_gathered_once(images):
+def test_all_images_are_copied_once(images):
     table = load_metadata(images)
     assert len(table) == 10_015
     assert table["lesion_id"].nunique() == 7_470
@@ -30,12 +27,13 @@ def test_all_images_are_gathered_once(images):
 def test_a_short_run_from_split_to_figures(images, tmp_path, recipe):
     size = (97, 97) if recipe == "original" else (64, 64)
     config = make_config(recipe, weights=REAL_WEIGHTS, image_size=size, epochs=2, limit=64)
-    run = workflow.train(images, tmp_path / "run", config)
-    metrics = assessment.evaluate(run, data=images)
+    run = train(images, tmp_path / "run", config)
+    calibrate(run, images)
+    evaluate(run, data=images)
+    metrics = run.metrics
     assert metrics["n"] == {"default": 1503, "original": 1703}[recipe]
     assert metrics["synthetic"] is False
-    described = json.loads((run / "config.json").read_text())
-    assert described["weights"]["loaded_layers"] >= 86
+    assert run.description["weights"]["loaded_layers"] >= 86
     if recipe == "default":
         # A few steps are enough to order the classes better than chance.
         assert metrics["overall"]["macro_auc"]["low"] > 0.5

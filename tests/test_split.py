@@ -6,19 +6,22 @@ import pytest
 from conftest import REAL_DATA, needs_real_data
 
 from skinlesion.data.ham10000 import read_metadata
+from skinlesion.data.leakage import audit_split
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import (
     SHARES,
     SPLITS,
-    audit_split,
     count_by_class,
+    is_same_split,
     join_split,
     make_split,
     merge_lesions,
     read_any_split,
     read_split,
     take_limited,
+    write_split,
 )
+from skinlesion.diagnoses import SYNTHETIC_NOTE
 from skinlesion.files import InputError
 
 
@@ -128,66 +131,25 @@ def test_three_lesions_of_a_class_are_enough(table):
     assert (count_by_class(split).loc[list(set(few["dx"])), list(SPLITS)] == 1).all(axis=None)
 
 
-class TestAudit:
-    @pytest.fixture
-    def small(self):
-        return pd.DataFrame(
-            {
-                "image_id": list("abcdefgh"),
-                "lesion_id": ["1", "1", "2", "3", "3", "4", "5", "6"],
-                "dx": ["nv", "nv", "nv", "mel", "mel", "mel", "bcc", "bcc"],
-                "split": ["train", "test", "validation", "train", "test", "test", "test", "test"],
-            }
-        )
+def test_files_of_other_projects_are_read(tmp_path):
+    (tmp_path / "s.csv").write_text("image,split\na.jpg,Training\nb,val\nc,TEST\n")
+    split = read_any_split(tmp_path / "s.csv")
+    assert split.to_numpy().tolist() == [["a", "train"], ["b", "validation"], ["c", "test"]]
 
-    def test_leaks_are_counted_in_images_per_class_and_in_total(self, small):
-        # Test shows b, e, f, g, h; lesions 1 and 3 are in train; h looks like c of validation.
-        pairs = pd.DataFrame({"image_id_1": ["c"], "image_id_2": ["h"]})
-        found = audit_split(small, small, pairs)
-        leaks = found.leaks
-        assert leaks.loc["all"].tolist() == [5, 2, 2, 2, 3]
-        assert leaks.loc["mel"].tolist() == [2, 1, 1, 1, 1]
-        assert leaks.loc["bcc"].tolist() == [2, 0, 0, 0, 1]
-        assert leaks.loc["vasc"].tolist() == [0, 0, 0, 0, 0]
-        assert found.leak("lesion", "train") == 0.4
-        assert found.leak("lesion or near duplicate", "train or validation") == 0.6
-        assert found.lesions_shared == 2
-        assert found.pairs_known == 1
-        assert found.pairs_across.to_numpy().tolist() == [["c", "h", "validation", "test"]]
-        assert not found.is_clean
-        assert found.proportions.loc["mel", "test"] == 0.4
-        assert found.proportions.loc["mel", "all"] == 3 / 8
 
-    def test_missing_extra_and_repeated_images_are_named(self, small):
-        twice = small.iloc[[0]].assign(split="test")
-        strange = pd.DataFrame({"image_id": ["x"], "split": ["train"]})
-        found = audit_split(pd.concat([small.iloc[:-1], twice, strange]), small)
-        assert (found.missing, found.extra, found.repeated) == (["h"], ["x"], ["a"])
-        # An image in train and in test leaks itself.
-        assert found.leaks.loc["all", "lesion in train"] == 3
-
-    def test_the_lesions_of_the_dataset_count_not_those_of_the_file(self, small):
-        lying = small.assign(lesion_id=small["image_id"])
-        assert audit_split(lying, small).lesions_shared == 2
-
-    def test_files_of_other_projects_are_read(self, tmp_path):
-        (tmp_path / "s.csv").write_text("image,split\na.jpg,Training\nb,val\nc,TEST\n")
-        split = read_any_split(tmp_path / "s.csv")
-        assert split.to_numpy().tolist() == [["a", "train"], ["b", "validation"], ["c", "test"]]
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ("image_id\na\n", "columns missing: split"),
-            ("image_id,split\na,holdout\n", "unknown split: holdout"),
-            ("image_id,split\n,train\n", "image_id is empty in line 2"),
-            ("", "cannot be read"),
-        ],
-    )
-    def test_bad_files_are_refused(self, tmp_path, text, message):
-        (tmp_path / "s.csv").write_text(text)
-        with pytest.raises(InputError, match=message):
-            read_any_split(tmp_path / "s.csv")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image_id\na\n", "columns missing: split"),
+        ("image_id,split\na,holdout\n", "unknown split: holdout"),
+        ("image_id,split\n,train\n", "image_id is empty in line 2"),
+        ("", "cannot be read"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, text, message):
+    (tmp_path / "s.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_any_split(tmp_path / "s.csv")
 
 
 def test_limit_keeps_proportions_and_every_class(table):
@@ -223,6 +185,38 @@ def test_a_bad_split_file_is_refused(table, tmp_path, change, message):
 def test_a_split_of_another_dataset_is_refused(table):
     with pytest.raises(InputError, match="ISIC_0000001"):
         join_split(table.drop(index=1), make_split(table))
+
+
+class TestWriteSplit:
+    def test_repeating_keeps_the_file(self, sample, tmp_path, capsys):
+        out = tmp_path / "splits.csv"
+        split = write_split(sample, out)
+        assert is_same_split(read_split(out), split)
+        before = out.stat().st_mtime_ns
+        write_split(sample, out)
+        assert out.stat().st_mtime_ns == before
+        assert "already holds this split" in capsys.readouterr().out
+
+    def test_another_split_is_not_overwritten(self, sample, tmp_path):
+        write_split(sample, tmp_path / "splits.csv")
+        with pytest.raises(InputError, match="holds another split"):
+            write_split(sample, tmp_path / "splits.csv", seed=1)
+
+    def test_merged_lesions_and_the_sample_are_reported(self, sample, tmp_path, capsys):
+        table = pd.read_csv(sample / "HAM10000_metadata.csv").drop_duplicates("lesion_id")
+        ends = table[table["dx"] == "nv"]["image_id"].iloc[:2].tolist()
+        pairs = tmp_path / "pairs.csv"
+        pairs.write_text(f"image_id_1,image_id_2\n{ends[0]},{ends[1]}\n")
+        split = write_split(sample, tmp_path / "a.csv", near_duplicates=pairs)
+        said = capsys.readouterr().out
+        assert "near duplicates merged 1 of them" in said
+        assert SYNTHETIC_NOTE in said
+        side = split.set_index("image_id")["split"]
+        assert side[ends[0]] == side[ends[1]]
+
+    def test_the_recipe_decides_how_to_split(self, sample, tmp_path):
+        by_image = write_split(sample, tmp_path / "b.csv", recipe="original")
+        assert by_image.groupby("lesion_id")["split"].nunique().max() > 1
 
 
 @needs_real_data

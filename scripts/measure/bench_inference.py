@@ -23,13 +23,13 @@ import numpy as np
 import pandas as pd
 from benchmark import measure, report
 from PIL import Image
+from skinlesion.model.bundle import Bundle, BundleInfo, save_bundle
 
 from skinlesion.data.synthetic import make_sample
 from skinlesion.diagnoses import CLASS_CODES
 from skinlesion.evaluation.export import open_onnx
 from skinlesion.evaluation.ood import fit_gate
 from skinlesion.files import InputError
-from skinlesion.model.bundle import Bundle, BundleInfo, save_bundle
 from skinlesion.model.predictor import Predictor
 from skinlesion.model.resnet50 import build_model
 

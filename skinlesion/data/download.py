@@ -58,8 +58,8 @@ def download_dataset(folder: Path) -> Path:
     say(f"Kaggle: {kaggle}; downloading from Harvard Dataverse instead ({DOI}, 2.8 GB)")
     try:
         return _download_from_dataverse(folder)
-    # Errors of pooch and of requests, and those of the disk; ValueError: a wrong MD5, InputError.
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    # OSError: network or disk. ValueError: a wrong MD5, or an InputError.
+    except (OSError, ValueError) as error:
         raise InputError(
             f"HAM10000 could not be downloaded, neither from Kaggle ({kaggle}) nor from Harvard "
             f"Dataverse ({shorten(str(error), 300)}): name its folder with --data DIR (or the "

@@ -1,12 +1,11 @@
 import os
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
-from skinlesion import machine as workspace
+from skinlesion import machine
 from skinlesion.machine import (
     bring_earlier,
     default_images_dir,
@@ -14,7 +13,6 @@ from skinlesion.machine import (
     default_work_dir,
     describe,
     find_platform,
-    find_unmet_requirements,
     how_to_attach,
     list_gpus,
 )
@@ -33,7 +31,7 @@ def laptop(monkeypatch, tmp_path):
 def kaggle(laptop, monkeypatch, tmp_path):
     """A Kaggle session whose input is an empty folder: yields that folder."""
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
-    monkeypatch.setattr(workspace, "KAGGLE_INPUT", tmp_path / "input")
+    monkeypatch.setattr(machine, "KAGGLE_INPUT", tmp_path / "input")
     (tmp_path / "input").mkdir()
     return tmp_path / "input"
 
@@ -46,7 +44,7 @@ def colab(laptop, monkeypatch, tmp_path):
     (package / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path / "packages")
     monkeypatch.delitem(sys.modules, "google", raising=False)
-    monkeypatch.setattr(workspace, "COLAB_DRIVE", tmp_path / "drive")
+    monkeypatch.setattr(machine, "COLAB_DRIVE", tmp_path / "drive")
     return tmp_path / "drive"
 
 
@@ -70,7 +68,7 @@ def test_kaggle_keeps_results_and_not_images(kaggle):
 
 
 def test_a_folder_named_from_inside_a_saved_one_is_saved_too(kaggle, monkeypatch, tmp_path):
-    monkeypatch.setattr(workspace, "KAGGLE_WORKING", tmp_path)
+    monkeypatch.setattr(machine, "KAGGLE_WORKING", tmp_path)
     assert not default_images_dir(Path("results")).absolute().is_relative_to(tmp_path)
 
 
@@ -80,7 +78,7 @@ def test_a_folder_of_ones_own_holds_the_images_too(kaggle, tmp_path):
 
 def test_kaggles_input_alone_is_no_kaggle(colab, monkeypatch, tmp_path):
     (tmp_path / "input").mkdir()
-    monkeypatch.setattr(workspace, "KAGGLE_INPUT", tmp_path / "input")
+    monkeypatch.setattr(machine, "KAGGLE_INPUT", tmp_path / "input")
     assert find_platform() == "colab"
 
 
@@ -185,27 +183,6 @@ def test_the_driver_is_asked_for_gpus(tmp_path, monkeypatch):
     tool.write_text("#!/bin/sh\necho no devices were found\nexit 6\n")
     assert list_gpus() == []
     assert "no GPU" in describe()
-
-
-def test_requirements_are_met_here():
-    assert find_unmet_requirements() == []
-
-
-def test_what_is_missing_or_too_old_is_named(monkeypatch):
-    wanted = ["pillow>=1000", "no_such_package>=1", 'pytest>=1000; extra == "dev"']
-    monkeypatch.setattr(workspace, "requires", lambda name: wanted)
-    too_old, missing = find_unmet_requirements()
-    assert too_old.startswith("pillow>=1000 is wanted, ")
-    assert missing == "no_such_package>=1 is not installed"
-
-
-def test_of_a_folder_that_was_copied_alone_nothing_is_said(monkeypatch, tmp_path):
-    def without_metadata(name):
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(workspace, "requires", without_metadata)
-    monkeypatch.setattr(workspace, "__file__", str(write(tmp_path / "skinlesion/workspace.py")))
-    assert find_unmet_requirements() == []
 
 
 def test_programs_that_a_notebook_starts_find_the_package_of_the_clone(tmp_path):

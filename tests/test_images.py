@@ -1,14 +1,18 @@
-import gc
 import os
 import subprocess
 import sys
-import weakref
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from skinlesion.data.images import decode_image, draw_order, load_images, make_dataset
+from skinlesion.data.images import (
+    decode_image,
+    list_image_files,
+    load_images,
+    open_upright,
+    read_size,
+)
 from skinlesion.files import InputError
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
@@ -93,6 +97,40 @@ def test_bilinear_averages_over_all_pixels(tmp_path):
     assert np.abs(pixels.astype(int) - 127).max() <= 16
 
 
+def test_open_upright_turns_the_whole_image_and_keeps_its_size(halves, tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6  # rotated by a quarter turn
+    halves.save(tmp_path / "a.jpg", exif=exif)
+    image = open_upright(tmp_path / "a.jpg")
+    assert (image.mode, image.size) == ("RGB", (40, 60))
+    assert read_size(tmp_path / "a.jpg") == (60, 40)
+    assert image.getpixel((20, 5))[0] > 150  # the red half is at the top
+
+
+def test_decode_image_is_the_resized_upright_image(halves, tmp_path):
+    halves.save(tmp_path / "a.png")
+    image = open_upright(tmp_path / "a.png").resize((12, 8), Image.Resampling.BILINEAR)
+    assert (decode(halves, tmp_path / "a.png") == np.asarray(image)).all()
+
+
+@pytest.mark.parametrize(("at_least", "size"), [(None, 256), (256, 256), (128, 128), (100, 128)])
+def test_a_jpeg_is_reduced_only_down_to_the_size_that_is_needed(tmp_path, at_least, size):
+    Image.new("RGB", (256, 256)).save(tmp_path / "a.jpg")
+    assert open_upright(tmp_path / "a.jpg", at_least=at_least).size == (size, size)
+
+
+def test_image_files_of_a_folder_are_told_from_others_by_their_ending(tmp_path):
+    names = ["b.JPG", "a.webp", "c.Tiff", "notes.txt", "d.gif", "e", ".hidden.png"]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    images, others = list_image_files(tmp_path)
+    assert [path.name for path in images] == ["a.webp", "b.JPG", "c.Tiff", "d.gif"]
+    assert [path.name for path in others] == ["e", "notes.txt"]
+    with pytest.raises(InputError, match="absent: cannot be read as a folder"):
+        list_image_files(tmp_path / "absent")
+
+
 @pytest.mark.parametrize("content", [b"", b"<svg/>", b"\xff\xd8\xff\xe0 cut off"])
 def test_what_is_no_image_is_refused_by_name(tmp_path, content):
     (tmp_path / "upload.jpg").write_bytes(content)
@@ -129,69 +167,6 @@ def test_damaged_images_are_all_counted(flat_data):
     paths[9].write_bytes(b"no")
     with pytest.raises(InputError, match=f"2 images cannot be used: {paths[3].name}"):
         load_images(paths, image_size=(8, 12))
-
-
-class TestDataset:
-    images = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
-    labels = np.array([0, 1, 2, 3, 4, 5, 6, 0, 1, 2])
-
-    def seen(self, dataset):
-        """(image value, label, weight) of every item of one epoch."""
-        return [
-            (int(x[0, 0, 0]), int(np.argmax(y)), float(w))
-            for batch in dataset.as_numpy_iterator()
-            for x, y, w in zip(*batch, strict=True)
-        ]
-
-    def test_batches(self):
-        batches = list(make_dataset(self.images, self.labels, batch_size=4).as_numpy_iterator())
-        assert [len(x) for x, _, _ in batches] == [4, 4, 2]
-        x, y, _ = batches[0]
-        assert (x.dtype, x.shape) == (np.uint8, (4, 4, 4, 3))
-        assert (y.dtype, y.shape) == (np.float32, (4, 7))
-        assert (y.sum(axis=1) == 1).all()
-
-    def test_each_image_keeps_its_label_and_weight_in_another_order(self):
-        order = draw_order(self.labels, "natural", seed=1, epoch=0)
-        dataset = make_dataset(
-            self.images, self.labels, batch_size=3, class_weights=np.arange(7) + 0.5, order=order
-        )
-        seen = self.seen(dataset)
-        assert sorted(seen) == [(i, c, c + 0.5) for i, c in enumerate(self.labels)]
-        assert [image for image, _, _ in seen] == order.tolist() != sorted(order)
-
-
-class TestOrder:
-    labels = np.repeat([0, 4, 5], [10, 100, 890])
-
-    def draw(self, sampling="natural", seed=1, epoch=0):
-        return draw_order(self.labels, sampling, seed=seed, epoch=epoch).tolist()
-
-    @pytest.mark.parametrize("sampling", ["natural", "balanced"])
-    def test_it_depends_on_seed_and_epoch_alone(self, sampling):
-        first = self.draw(sampling)
-        assert self.draw(sampling) == first
-        assert self.draw(sampling, epoch=1) != first
-        assert self.draw(sampling, seed=2) != first
-
-    def test_natural_takes_each_image_once(self):
-        assert sorted(self.draw()) == list(range(1000))
-
-    def test_balanced_takes_each_class_equally_often(self):
-        drawn = np.bincount(self.labels[self.draw("balanced")], minlength=7)
-        assert drawn.sum() == 1000
-        # A third each; the standard deviation of such a count is 15.
-        assert np.abs(drawn[[0, 4, 5]] - 1000 / 3).max() < 60
-
-
-def test_images_are_given_up_with_their_dataset():
-    images = np.zeros((8, 4, 4, 3), np.uint8)
-    dataset, alive = make_dataset(images, np.zeros(8, int), batch_size=4), weakref.ref(images)
-    del images
-    assert sum(len(batch) for batch, _, _ in dataset) == 8
-    del dataset
-    gc.collect()
-    assert alive() is None
 
 
 def test_postscript_is_refused_before_ghostscript_is_started(tmp_path):

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 from skinlesion.data.isic import (
-    read_predictions,
-    read_predictions_for,
+    read_isic,
+    read_isic_for,
     read_truth,
-    write_predictions,
+    write_isic,
 )
 from skinlesion.files import InputError
 
@@ -24,23 +24,23 @@ def names():
 
 
 def test_form(tmp_path):
-    write_predictions(tmp_path / "p.csv", ["ISIC_1"], np.arange(7)[None] / 21)
+    write_isic(tmp_path / "p.csv", ["ISIC_1"], np.arange(7)[None] / 21)
     header, row = (tmp_path / "p.csv").read_text().splitlines()
     assert header == "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"
     assert [round(float(v) * 21) for v in row.split(",")[1:]] == [4, 5, 1, 0, 2, 3, 6]
 
 
 def test_whole_numbers_are_written_as_floats(tmp_path):
-    write_predictions(tmp_path / "p.csv", ["a"], np.eye(7, dtype=int)[[4]])
+    write_isic(tmp_path / "p.csv", ["a"], np.eye(7, dtype=int)[[4]])
     assert (tmp_path / "p.csv").read_text().splitlines()[1] == "a,1.0,0.0,0.0,0.0,0.0,0.0,0.0"
 
 
 def test_round_trip_in_another_order(y_prob, names, tmp_path):
-    write_predictions(tmp_path / "p.csv", names, y_prob)
-    read_names, read = read_predictions(tmp_path / "p.csv")
+    write_isic(tmp_path / "p.csv", names, y_prob)
+    read_names, read = read_isic(tmp_path / "p.csv")
     assert read_names == names
     assert np.array_equal(read.astype(np.float32), y_prob)
-    assert np.array_equal(read_predictions_for(tmp_path / "p.csv", names[::-1]), read[::-1])
+    assert np.array_equal(read_isic_for(tmp_path / "p.csv", names[::-1]), read[::-1])
 
 
 @pytest.mark.parametrize(
@@ -50,30 +50,30 @@ def test_round_trip_in_another_order(y_prob, names, tmp_path):
         (lambda t: t.rename(columns={"DF": "SCC"}), "missing: DF; unknown: SCC"),
         (lambda t: pd.concat([t, t.iloc[[1]]]), "more than once: ISIC_1"),
         (lambda t: pd.concat([t, t.iloc[[1]].assign(image="ISIC_1.jpg")]), "than once: ISIC_1"),
-        (lambda t: t.assign(MEL=["x", *t["MEL"][1:]]), "no numbers from 0 to 1 for ISIC_0"),
-        (lambda t: t.assign(MEL=[np.nan, *t["MEL"][1:]]), "no numbers from 0 to 1 for ISIC_0"),
-        (lambda t: t.assign(NV=t["NV"] + 1), "no numbers from 0 to 1 for ISIC_0, ISIC_1"),
+        (lambda t: t.assign(MEL=["x", *t["MEL"][1:]]), "not numbers from 0 to 1 for ISIC_0"),
+        (lambda t: t.assign(MEL=[np.nan, *t["MEL"][1:]]), "not numbers from 0 to 1 for ISIC_0"),
+        (lambda t: t.assign(NV=t["NV"] + 1), "not numbers from 0 to 1 for ISIC_0, ISIC_1"),
         (lambda t: t.assign(**dict.fromkeys(t.columns[1:], 0.0)), "above 0 for ISIC_0, ISIC_1"),
         (lambda t: t.assign(image=[None, *t["image"][1:]]), "image is empty in line 2"),
     ],
 )
 def test_a_bad_file_is_refused_by_name(names, y_prob, tmp_path, change, message):
     path = tmp_path / "p.csv"
-    write_predictions(path, names, y_prob)
+    write_isic(path, names, y_prob)
     change(pd.read_csv(path)).to_csv(path, index=False)
     with pytest.raises(InputError, match=message):
-        read_predictions(path)
+        read_isic(path)
 
 
 def test_missing_and_extra_images_are_named(names, y_prob, tmp_path):
-    write_predictions(tmp_path / "p.csv", names, y_prob)
+    write_isic(tmp_path / "p.csv", names, y_prob)
     with pytest.raises(InputError, match="missing ISIC_9; extra ISIC_0, ISIC_1"):
-        read_predictions_for(tmp_path / "p.csv", [*names[2:], "ISIC_9"])
+        read_isic_for(tmp_path / "p.csv", [*names[2:], "ISIC_9"])
 
 
 class TestTruth:
     def test_labels(self, names, tmp_path):
-        write_predictions(tmp_path / "t.csv", names, np.eye(7)[[4, 5, 0, 6, 1]])
+        write_isic(tmp_path / "t.csv", names, np.eye(7)[[4, 5, 0, 6, 1]])
         read_names, labels = read_truth(tmp_path / "t.csv")
         assert (read_names, labels.tolist()) == (names, [4, 5, 0, 6, 1])
 
@@ -81,12 +81,12 @@ class TestTruth:
         "row", [np.zeros(7), np.full(7, 1 / 7), [1, 1, 0, 0, 0, 0, 0], [0.5, 0.5, 0, 0, 0, 0, 0]]
     )
     def test_a_row_without_exactly_one_1_is_refused(self, tmp_path, row):
-        write_predictions(tmp_path / "t.csv", ["good", "bad"], np.array([np.eye(7)[0], row]))
-        with pytest.raises(InputError, match=r"exactly one 1\.0 and else 0\.0: bad"):
+        write_isic(tmp_path / "t.csv", ["good", "bad"], np.array([np.eye(7)[0], row]))
+        with pytest.raises(InputError, match=r"one 1\.0 and otherwise 0\.0: bad"):
             read_truth(tmp_path / "t.csv")
 
     def test_an_unknown_class_is_refused(self, names, tmp_path):
-        write_predictions(tmp_path / "t.csv", names, np.eye(7)[[4, 5, 0, 6, 1]])
+        write_isic(tmp_path / "t.csv", names, np.eye(7)[[4, 5, 0, 6, 1]])
         pd.read_csv(tmp_path / "t.csv").assign(UNK=0.0).to_csv(tmp_path / "t.csv", index=False)
         with pytest.raises(InputError, match="unknown: UNK"):
             read_truth(tmp_path / "t.csv")

@@ -180,9 +180,9 @@ def test_other_settings_are_refused(tmp_path, state):
     assert "\n" not in str(caught.value)
 
 
-def test_foreign_folder_is_left_alone(tmp_path):
+def test_another_folder_is_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="not empty"):
+    with pytest.raises(InputError, match="holds other files"):
         make_sample(tmp_path, images_per_class=1)
     assert read_all(tmp_path) == {"notes.txt": b"mine"}
 
