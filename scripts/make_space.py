@@ -19,12 +19,12 @@ import keras
 import yaml
 from environment import ROOT
 from packaging.version import Version
+from skinlesion.model.bundle import find_bundle, load_bundle
 
 from skinlesion.demo.app import SAFE_TO_SHARE, TITLE
 from skinlesion.demo.exhibit import FIGURES
 from skinlesion.diagnoses import DISCLAIMER, SYNTHETIC_NOTE
 from skinlesion.files import InputError
-from skinlesion.model.bundle import find_bundle, load_bundle
 
 NOT_NEEDED = ("jupyter", "kagglehub", "tensorboard", "gradio")
 """Requirements of notebooks and training; and Gradio, whose version the header names."""
