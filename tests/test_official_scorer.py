@@ -1,4 +1,4 @@
-"""Our figures against those of the challenge's own scorer, run in an environment of its own."""
+"""Our metrics against those of the challenge's own scorer, run in an environment of its own."""
 
 import json
 import subprocess
@@ -7,33 +7,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skinlesion.data.isic import write_predictions
+from skinlesion.data.isic import write_isic
 from skinlesion.diagnoses import CLASS_CODES
-from skinlesion.evaluation import evaluate as assessment
+from skinlesion.evaluation.evaluate import score
 
 SCORER = Path(__file__).parent.parent / ".venv-scorer" / "bin" / "isic-challenge-scoring"
 
 pytestmark = pytest.mark.skipif(
     not SCORER.is_file(),
-    reason="the official scorer is not installed: scripts/test.py installs it, with a network",
+    reason="the official scorer is not installed; scripts/test.py installs it if there is a network",
 )
 
 
 @pytest.fixture
 def files(tmp_path):
-    """400 images of all classes, predictions somewhat right, the rows in different orders.
+    """400 images of all classes, partly right predictions, rows in different orders.
 
-    The highest probability is always above 1/2: there the scorer's threshold for sensitivity and
-    specificity of a class, 1/2, and our rule, the most probable class, say the same.
+    The highest probability is always above 1/2. Then the scorer's rule for sensitivity and
+    specificity (above 1/2) and ours (the most probable class) give the same.
     """
     rng = np.random.default_rng(6)
     y_true = rng.permutation(np.resize(np.arange(7), 400))
     y_pred = np.where(rng.random(400) < 0.6, y_true, rng.integers(0, 7, 400))
     y_prob = 0.45 * rng.dirichlet(np.ones(7), 400) + 0.55 * np.eye(7)[y_pred]
     names = np.array([f"ISIC_{number:07d}" for number in range(400)])
-    write_predictions(tmp_path / "truth.csv", list(names), np.eye(7)[y_true])
+    write_isic(tmp_path / "truth.csv", list(names), np.eye(7)[y_true])
     order = rng.permutation(400)
-    write_predictions(tmp_path / "predictions.csv", list(names[order]), y_prob[order])
+    write_isic(tmp_path / "predictions.csv", list(names[order]), y_prob[order])
     return tmp_path
 
 
@@ -47,7 +47,7 @@ def test_the_official_scorer_agrees(files):
     )
     assert finished.returncode == 0, finished.stderr
     official = json.loads(finished.stdout)
-    ours = assessment.score(files / "predictions.csv", files / "truth.csv", files / "out")
+    ours = score(files / "predictions.csv", files / "truth.csv", files / "out")
     assert ours["overall"]["balanced_accuracy"]["value"] == pytest.approx(
         official["aggregate"]["balanced_accuracy"], abs=1e-6
     )
