@@ -52,7 +52,12 @@ _HOMES = {
         "finish_run",
         "train",
     ),
-    "evaluation.metrics": (
+    "evaluation.examples": (
+        "plot_explanations",
+        "plot_mistakes",
+        "plot_samples",
+    ),
+    "evaluation.report": (
         "metrics_table",
         "operating_points_table",
         "per_class_table",
@@ -60,17 +65,14 @@ _HOMES = {
     ),
     "evaluation.calibration": ("calibrate", "load_calibration"),
     "evaluation.evaluate": (
-        "compare",
         "evaluate",
         "evaluate_external",
         "evaluate_together",
-        "plot_explanations",
-        "plot_mistakes",
-        "plot_samples",
         "score",
     ),
+    "evaluation.compare": ("compare",),
     "evaluation.export": ("export",),
-    "demo.result": ("find_example", "predict", "predict_image"),
+    "demo.predict": ("find_example", "predict", "predict_image"),
     "demo.app": ("launch", "serve"),
 }
 """Module to the public names that it defines."""

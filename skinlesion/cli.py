@@ -293,7 +293,7 @@ def compare(
     out: OutFolder,
 ) -> None:
     """Compare two evaluated runs on their test images."""
-    from skinlesion.evaluation.evaluate import compare as compare_runs
+    from skinlesion.evaluation.compare import compare as compare_runs
 
     compare_runs(run_a, run_b, out)
 
@@ -306,7 +306,7 @@ def predict(
     isic: Annotated[bool, flag("--isic", "Uncalibrated, in the ISIC form.")] = False,
 ) -> None:
     """Predict images; status 1 if some cannot be read."""
-    from skinlesion.demo.result import predict as predict_files
+    from skinlesion.demo.predict import predict as predict_files
 
     table = predict_files(run, paths, out, isic=isic)
     shown = table.filter(["file", "image", "prediction", "malignant", "in_distribution", "error"])

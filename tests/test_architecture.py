@@ -41,18 +41,22 @@ ROOMS = {
         "train",
     ],
     "evaluation": [
+        "bootstrap",
         "metrics",
         "ood",
         "quality",
         "calibration",
+        "decisions",
         "gradcam",
         "plots",
-        "model_card",
+        "examples",
         "report",
+        "model_card",
         "evaluate",
+        "compare",
         "export",
     ],
-    "demo": ["result", "page", "app"],
+    "demo": ["result", "predict", "content", "page", "components", "app"],
 }
 ORDER = [*TOP, *(f"{room}.{name}" for room, names in ROOMS.items() for name in names)]
 FREE = ["cli", "__main__"]

@@ -64,7 +64,7 @@ def test_the_summary_has_the_shares_of_both_kinds(small):
 def test_the_text_fits_a_screen(small):
     pairs = pd.DataFrame({"image_id_1": ["c"], "image_id_2": ["h"]})
     text = audit_split(small, small, pairs).describe()
-    assert "lesion also in train: 40.0%, in train or validation: 40.0%" in text
+    assert "lesion is also in train: 40.0%, in train or validation: 40.0%" in text
     assert "in different splits: 1 (c (validation) and h (test))" in text
     assert len(text.splitlines()) <= 12
 

@@ -130,7 +130,8 @@ def test_a_dataset_is_searched(table, tmp_path):
 
 
 def test_nothing_found_is_an_empty_list(table):
-    found = find_near_duplicates(table, np.random.default_rng(0).normal(size=(len(table), 8)))
+    features = np.random.default_rng(0).normal(size=(len(table), 8))
+    found = find_near_duplicates(table, features, neighbours=10)
     assert found.empty
     assert "image_id_1" in found
 

@@ -135,9 +135,9 @@ def test_mean_colour_does_not_give_the_class_away(table, images, masks):
     assert balanced_accuracy(lesion) < 0.45
 
 
-def test_same_settings_same_bytes(sample, tmp_path):
-    again = make_sample(tmp_path / "again", images_per_class=PER_CLASS)
-    assert read_all(again) == read_all(sample)
+def test_same_settings_same_bytes(tmp_path):
+    one, two = (make_sample(tmp_path / name, images_per_class=2) for name in ("one", "two"))
+    assert read_all(one) == read_all(two)
 
 
 def test_larger_sample_holds_the_smaller_one(sample, tmp_path):

@@ -77,7 +77,7 @@ class Audit:
         lines = [
             f"test images: {self.leaks.loc['all', 'test']:,}",
             *(
-                f"test images with a {kind} also in train: {self.leak(kind, 'train'):.1%}, "
+                f"test images whose {kind} is also in train: {self.leak(kind, 'train'):.1%}, "
                 f"in train or validation: {self.leak(kind, 'train or validation'):.1%}"
                 for kind in KINDS
             ),
@@ -85,7 +85,7 @@ class Audit:
             f"known near duplicates: {self.pairs_known:,} pairs"
             + ("" if self.pairs_known else " (the command near-duplicates searches for them)"),
             f"near duplicates in different splits: {_count(pairs, shown=2)}",
-            f"largest difference of a class share to the dataset: {100 * gap:.2f} % points",
+            f"largest deviation of a class share: {100 * gap:.2f} percentage points",
             f"images named more than once: {_count(self.repeated)}",
             f"images missing from the split: {_count(self.missing)}",
             f"images missing from the dataset: {_count(self.extra)}",

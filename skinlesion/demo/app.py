@@ -1,8 +1,7 @@
-"""The Gradio demo: an image in, a verdict out. Nothing on import."""
+"""The Gradio page."""
 
-import inspect
 import warnings
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,31 +14,35 @@ from packaging.version import Version
 from PIL import Image
 
 from skinlesion.demo import page
-from skinlesion.demo.exhibit import (
-    MAX_FILES,
-    THUMBNAIL_SIZE,
-    Exhibit,
-    draw_heat,
-    draw_image,
-    gather_exhibit,
-    judge_files,
-    require_few,
-    shorten,
-    tabulate,
+from skinlesion.demo.components import (
+    buttons,
+    make_files,
+    make_gallery,
+    make_upload,
+    or_error,
+    private,
+    require_uploaded,
+    supported,
 )
-from skinlesion.demo.result import Verdict, judge_image
-from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, DISCLAIMER, SYNTHETIC_NOTE
+from skinlesion.demo.content import Content, load_content
+from skinlesion.demo.predict import SHOWN_SIZE, CalibratedPredictor, Prediction, make_table
+from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, DISCLAIMER, LABEL_OF, SYNTHETIC_NOTE
+from skinlesion.evaluation.gradcam import compute_grad_cam, overlay_heat
 from skinlesion.files import InputError
 from skinlesion.machine import find_platform, is_watched, say
-from skinlesion.model.predictor import Predictor
+from skinlesion.model.run import Run
 
+MAX_FILES = 200
+"""Images that the page predicts at a time. The command `predict` has no limit."""
+THUMBNAIL_SIZE = 200
+"""Longest side, in pixels, of the pictures beside the table."""
 MAX_UPLOAD = "20mb"
 MAX_WAITING = 100
-"""Requests of each kind that wait while one is answered; more are told that the queue is full."""
+"""Requests of each kind that may wait. Further ones get the message that the queue is full."""
 KEPT = (60, 600)
-"""Seconds: how often uploads are looked through, and how old they get before they are deleted."""
+"""Seconds between two clean-ups of uploads, and age at which uploads are deleted."""
 SAFE_TO_SHARE = Version("6.20")
-"""Oldest Gradio whose known holes are closed: what may be reached through a public link."""
+"""Oldest Gradio version without known vulnerabilities: required for a public link."""
 NAME_PICTURES = """\
 () => {
   const name = (button, text) => { if (text) button.setAttribute("aria-label", text) }
@@ -48,128 +51,144 @@ NAME_PICTURES = """\
     (b) => name(b, b.innerText.trim() ? "" : "Uploaded image")
   )
 }"""
-"""Names pictures to screen readers: Gradio calls them `Thumbnail 1 of 7`, or nothing at all."""
+"""Names pictures for screen readers. Gradio names them `Thumbnail 1 of 7` or not at all."""
 
 TITLE = "Skin lesion classifier"
 NOTICE = f"""\
-**{DISCLAIMER}** A confident answer can be wrong; whoever worries about a spot on their skin should
+**{DISCLAIMER}** A confident prediction can be wrong. If you are worried about a spot on your skin,
 see a doctor."""
 ABOUT = f"""\
-Take a close-up through a dermatoscope, one lesion in the middle. The model knows seven diagnoses,
-no others. Uploads are deleted after {KEPT[1] // 60} minutes and used for nothing else."""
+Use a close-up taken through a dermatoscope, with one lesion in the middle. The model knows seven
+diagnoses and no others. Uploads are deleted after {KEPT[1] // 60} minutes and used for nothing
+else."""
 
 
-def build_app(exhibit: Exhibit) -> gr.Blocks:
-    """The page, not yet launched; docs/demo.md describes its endpoints."""
-    info = exhibit.predictor.bundle.info
-    synthetic = f"\n\n**{SYNTHETIC_NOTE}**" if info.synthetic else ""
-    looks = {"analytics_enabled": False, "delete_cache": KEPT, **_looks(gr.Blocks)}
-    # Gradio 5.50 warns of options that 6 has moved: it is given those that it has.
+def draw_heat(model: CalibratedPredictor, prediction: Prediction) -> np.ndarray:
+    """Draw an image with the Grad-CAM heat of its most probable diagnosis.
+
+    Args:
+        model: the model.
+        prediction: of `model`, with maps.
+
+    Returns:
+        uint8 (height, width, 3), upright. The longest side has `SHOWN_SIZE` pixels.
+    """
+    assert prediction.maps is not None
+    label = LABEL_OF[prediction.result.diagnoses[0].code]
+    heat = compute_grad_cam(model.predictor, prediction.maps[None], np.array([label]))[0]
+    picture = prediction.picture
+    scale = SHOWN_SIZE / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return overlay_heat(np.asarray(picture.resize(size)), heat)
+
+
+def build_app(content: Content) -> gr.Blocks:
+    """Build the page without launching it. docs/demo.md describes its endpoints."""
+    synthetic = f"\n\n**{SYNTHETIC_NOTE}**" if content.model.info.synthetic else ""
+    options = {"analytics_enabled": False, "delete_cache": KEPT, **_style(gr.Blocks)}
+    # Gradio 5.50 warns of options that 6 has moved.
     with (
         warnings.catch_warnings(action="ignore", category=DeprecationWarning),
-        gr.Blocks(title=TITLE, **looks) as app,
+        gr.Blocks(title=TITLE, **options) as app,
     ):
         gr.Markdown(f"# {TITLE}\n{NOTICE}{synthetic}")
         with gr.Tab("One image"):
-            _add_single(exhibit)
+            _add_single(content)
         with gr.Tab("Several"):
-            _add_several(exhibit)
+            _add_several(content.model)
         with gr.Tab("Model"):
-            _add_model(exhibit)
-        _add_endpoints(exhibit)
-        app.load(None, js=NAME_PICTURES, **_private())
+            _add_model(content)
+        _add_endpoints(content)
+        app.load(None, js=NAME_PICTURES, **private())
     return app.queue(max_size=MAX_WAITING)
 
 
-def _add_single(exhibit: Exhibit) -> None:
-    def show(image: str | None) -> tuple[str, dict[str, Any]]:
-        """The result; and the heat map of the image before disappears."""
-        return judge(image), gr.update(visible=False)
+def _add_single(content: Content) -> None:
+    model = content.model
 
-    def judge(image: str | None) -> str:
+    def show(image: str | None) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Yield the result first, then the heat map, which takes longer."""
+        hidden = gr.update(value=None, visible=False)
         if image is None:
-            return page.render_nothing()
+            yield page.render_nothing(), hidden
+            return
         try:
-            return page.render_verdict(judge_image(exhibit.predictor, image, exhibit.point))
+            prediction = model.predict_file(image, maps=True)
         except InputError as error:
-            return page.render_failure(str(error))
-
-    def look(image: str | None) -> dict[str, Any]:
-        try:
-            drawn = draw_heat(exhibit.predictor, image, even_if_foreign=False) if image else None
-        except InputError:
-            drawn = None  # `show` has said why
-        return gr.update(value=drawn, visible=drawn is not None)
+            yield page.render_failure(str(error)), hidden
+            return
+        yield page.render_result(prediction.result), hidden
+        if prediction.result.is_in_distribution:
+            yield gr.skip(), gr.update(value=draw_heat(model, prediction), visible=True)
 
     def pick(chosen: gr.SelectData) -> str:
-        return _or_error(lambda: _require_uploaded(chosen.value["image"]["path"], image))
+        return or_error(lambda: require_uploaded(chosen.value["image"]["path"], image))
 
     with gr.Row(elem_classes="desk"):
         with gr.Column():
-            image = _make_upload("Dermatoscopic image")
+            image = make_upload("Dermatoscopic image")
             gr.Markdown(ABOUT)
         with gr.Column():
-            verdict = gr.HTML(page.render_nothing())
+            result = gr.HTML(page.render_nothing())
         with gr.Column():
             heat = gr.Image(
-                label="What speaks for the most probable diagnosis (Grad-CAM)",
+                label="Regions that support the most probable diagnosis (Grad-CAM)",
                 interactive=False,
                 visible=False,
                 height=320,
-                **_plain(gr.Image, "download", "fullscreen"),
+                **buttons(gr.Image, "download", "fullscreen"),
             )
-            if exhibit.examples:
-                synthetic = exhibit.predictor.bundle.info.synthetic
-                kind = "synthetic drawings" if synthetic else "images of the test part"
-                gr.Markdown(f"**Examples**: {kind}, with their true diagnosis. Choose one.")
-                gallery = _make_gallery("Examples", list(exhibit.examples), allow_preview=False)
-                gallery.select(pick, None, image, **_private())
-    # Classes first: the heat map takes longer.
-    shown = image.change(show, image, [verdict, heat], show_progress="minimal", **_private())
-    shown.then(None, js=NAME_PICTURES, **_private())
-    shown.then(look, image, heat, show_progress="minimal", **_private())
+            if content.examples:
+                kind = "synthetic drawings" if model.info.synthetic else "test images"
+                gr.Markdown(f"**Examples**: {kind} with their true diagnosis. Choose one.")
+                gallery = make_gallery("Examples", list(content.examples), allow_preview=False)
+                gallery.select(pick, None, image, **private())
+    shown = image.change(show, image, [result, heat], show_progress="minimal", **private())
+    shown.then(None, js=NAME_PICTURES, **private())
 
 
-def _add_several(exhibit: Exhibit) -> None:
+def _add_several(model: CalibratedPredictor) -> None:
     def show(
         paths: list[str] | None,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio looks here
-    ) -> tuple[pd.DataFrame | None, list[tuple[np.ndarray, str]], dict[str, Any]]:
+    ) -> tuple[pd.DataFrame | None, list[tuple[Image.Image, str]], dict[str, Any]]:
         if not paths:
             return None, [], gr.update(value=None, visible=False)
-        few = _or_error(lambda: require_few(paths))
-        judged = judge_files(exhibit, progress.tqdm(few, desc="judging"))
-        table = tabulate(judged)
-        thumbnails = [
-            (draw_image(path, THUMBNAIL_SIZE), f"{one.image}: {one.call}")
-            for path, one in zip(paths, judged, strict=True)
-            if isinstance(one, Verdict)
-        ]
-        content = table.to_csv(index=False, float_format="%.6f").encode()
+        or_error(lambda: _require_few(paths))
+        results, thumbnails = [], []
+        predictions = model.predict_files(paths)
+        for one in progress.tqdm(predictions, total=len(paths), desc="predicting"):
+            if isinstance(one, Prediction):
+                one.picture.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+                thumbnails.append((one.picture, f"{one.result.file}: {one.result.headline}"))
+                results.append(one.result)
+            else:
+                results.append(one)
+        content = make_table(results).to_csv(index=False).encode()
         csv = save_bytes_to_cache(content, "predictions.csv", download.GRADIO_CACHE)
-        return shorten(table), thumbnails, gr.update(value=csv, visible=True)
+        return page.make_short_table(results), thumbnails, gr.update(value=csv, visible=True)
 
-    files = _make_files(f"Dermatoscopic images (up to {MAX_FILES})", height=180)
+    files = make_files(f"Dermatoscopic images (up to {MAX_FILES})", height=180)
     download = gr.DownloadButton("Download the table (CSV)", visible=False)
     table = gr.Dataframe(
         label="Results",
         interactive=False,
         wrap=True,
-        column_widths=["18%", "24%", "20%", "11%", "9%", "10%", "8%"],
+        column_widths=["18%", "22%", "18%", "11%", "11%", "10%", "10%"],
     )
-    thumbnails = _make_gallery("Images")
-    shown = files.change(show, files, [table, thumbnails, download], **_private())
-    shown.then(None, js=NAME_PICTURES, **_private())
+    thumbnails = make_gallery("Images")
+    shown = files.change(show, files, [table, thumbnails, download], **private())
+    shown.then(None, js=NAME_PICTURES, **private())
 
 
-def _add_model(exhibit: Exhibit) -> None:
-    info = exhibit.predictor.bundle.info
+def _add_model(content: Content) -> None:
+    info = content.model.info
     height, width = info.image_size
     gr.Markdown(f"Recipe `{info.recipe}`, {width} x {height} pixels.")
     with gr.Row():
-        for path, title in exhibit.figures:
+        for path, title in content.figures:
             with Image.open(path, formats=["PNG"]) as picture:
-                # Pixels, not the file: Gradio hands out no file from outside its own folders.
+                # Pixels, not the file: Gradio serves no file from outside its own folders.
                 gr.Image(
                     np.asarray(picture.convert("RGB")),
                     label=title,
@@ -177,45 +196,46 @@ def _add_model(exhibit: Exhibit) -> None:
                     interactive=False,
                     height=380,
                     min_width=340,
-                    **_taken_by(gr.Image, {"alt_text": title}),
-                    **_plain(gr.Image, "download", "fullscreen"),
+                    **supported(gr.Image, {"alt_text": title}),
+                    **buttons(gr.Image, "download", "fullscreen"),
                 )
-    gr.Markdown(exhibit.card)
+    gr.Markdown(content.card)
 
 
-def _add_endpoints(exhibit: Exhibit) -> None:
-    """What other programs call; `docs/demo.md` gives the schema of the answers."""
+def _add_endpoints(content: Content) -> None:
+    """Add what other programs call. docs/demo.md gives the schema of the answers."""
+    model = content.model
 
     def predict(image: str | None) -> dict[str, Any]:
-        """All that is said about one image: classes, prediction set, call, quality."""
-        return _or_error(
-            lambda: judge_image(exhibit.predictor, _given(image), exhibit.point)
-        ).to_dict()
+        """Return everything that is said about one image."""
+        return or_error(lambda: model.predict_file(_given(image))).result.to_dict()
 
-    def explain(image: str | None) -> np.ndarray | None:
-        """The image with the Grad-CAM heat of its most probable diagnosis."""
-        return _or_error(lambda: draw_heat(exhibit.predictor, _given(image)))
+    def explain(image: str | None) -> np.ndarray:
+        """Return the image with the Grad-CAM heat of its most probable diagnosis."""
+        return draw_heat(model, or_error(lambda: model.predict_file(_given(image), maps=True)))
 
     def predict_many(files: list[str] | None) -> list[dict[str, Any]]:
-        """The same as `predict` of each file; of one that is no image, `image` and `error`."""
-        judged = judge_files(exhibit, _or_error(lambda: require_few(_given(files))))
-        return [one.to_dict() if isinstance(one, Verdict) else one for one in judged]
+        """Return the same as `predict` for each file, or `file` and `error` if it is unreadable."""
+        paths = or_error(lambda: _require_few(_given(files)))
+        predictions = model.predict_files(paths)
+        return [
+            (one.result if isinstance(one, Prediction) else one).to_dict() for one in predictions
+        ]
 
     def describe() -> dict[str, Any]:
-        """The model: recipe, input size, classes, and the figures of its evaluation."""
-        info = exhibit.predictor.bundle.info
+        """Return the model's recipe, input size, classes, and metrics."""
         return {
-            "recipe": info.recipe,
-            "image_size": list(info.image_size),
-            "synthetic": info.synthetic,
+            "recipe": model.info.recipe,
+            "image_size": list(model.info.image_size),
+            "synthetic": model.info.synthetic,
             "classes": dict(zip(CLASS_CODES, CLASS_NAMES, strict=True)),
-            "metrics": exhibit.metrics,
+            "metrics": content.metrics,
             "notice": DISCLAIMER,
         }
 
     with gr.Row(visible=False):
-        image, answer, picture = _make_upload("image"), gr.JSON(), gr.Image(format="png")
-        files, button = _make_files("files"), gr.Button()
+        image, answer, picture = make_upload("image"), gr.JSON(), gr.Image(format="png")
+        files, button = make_files("files"), gr.Button()
     button.click(predict, image, answer, api_name="predict")
     button.click(explain, image, picture, api_name="explain")
     button.click(predict_many, files, answer, api_name="predict_many")
@@ -223,8 +243,7 @@ def _add_endpoints(exhibit: Exhibit) -> None:
 
 
 def launch(
-    run: Path,
-    predictor: Predictor | None = None,
+    run: str | Path | Run,
     *,
     data: str | Path | None = None,
     host: str = "127.0.0.1",
@@ -232,51 +251,47 @@ def launch(
     share: bool = False,
     auth: tuple[str, str] | None = None,
 ) -> gr.Blocks:
-    """Start the page and return at once; `close()` of what is returned stops it.
+    """Start the page and return at once. `close()` of the returned object stops it.
 
     Args:
-        run: run directory or bundle.
-        predictor: its model, if it is loaded already.
-        data: dataset to take examples from; None takes what is at hand.
-        host: address to listen on; 0.0.0.0 shows the page to the whole network.
-        port: None takes the first free one from 7860 on.
+        run: folder of a run, or of a saved model by itself.
+        data: dataset to take examples from. None: the one at hand.
+        host: address to listen on. 0.0.0.0 opens the page to the whole network.
+        port: None takes the first free port from 7860 on.
         share: also ask Gradio for a public link.
         auth: (user, password) to ask for.
 
     Raises:
-        InputError: the port is taken, the Gradio here is too old for a public link, or as
-            `Predictor.load` and `gather_exhibit`.
+        InputError: the port is taken, this Gradio is too old for a public link, or as
+            `load_content`.
     """
-    if share and Version(gr.__version__) < SAFE_TO_SHARE:
-        raise InputError(
-            f"a public link needs Gradio {SAFE_TO_SHARE} or newer, and this is {gr.__version__}, "
-            f'which has known holes: pip install "gradio>={SAFE_TO_SHARE}", then restart'
-        )
-    predictor = predictor or Predictor.load(run)
+    if share:
+        require_safe_gradio("a public link")
     with TemporaryDirectory() as drawn:
-        app = build_app(gather_exhibit(run, predictor, data=data, drawn=Path(drawn)))
-    _warm_up(predictor)
-    shown_here = find_platform() != "kaggle" or share
+        content = load_content(Run.find(run), data=data, drawn=Path(drawn))
+        app = build_app(content)
+    _warm_up(content.model)
+    is_visible = find_platform() != "kaggle" or share
     try:
         app.launch(
             server_name=host,
             server_port=port,
             share=share,
             auth=auth,
-            inline=is_watched() and shown_here,
+            inline=is_watched() and is_visible,
             prevent_thread_lock=True,
             quiet=True,
             show_error=True,
             max_file_size=MAX_UPLOAD,
-            ssr_mode=False,  # or Spaces would serve another page than the one that was tested
-            **_looks(gr.Blocks.launch),
+            ssr_mode=False,  # Spaces would serve another page than the tested one
+            **_style(gr.Blocks.launch),
         )
-    except (OSError, OverflowError) as error:  # in use, or no port at all
+    except (OSError, OverflowError) as error:  # taken, or not a port
         raise InputError(
             f"port {port} on {host} is in use or not allowed: choose another with --port"
         ) from error
     say(f"demo: {app.share_url or app.local_url}")
-    if not shown_here:
+    if not is_visible:
         say(
             "demo: Kaggle does not show this page. Predict in the cell above, or set share = True "
             f"for a public link (needs Gradio {SAFE_TO_SHARE} or newer, and internet)."
@@ -284,7 +299,7 @@ def launch(
     return app
 
 
-def serve(run: Path, **options: Any) -> None:
+def serve(run: str | Path | Run, **options: Any) -> None:
     """Show a run's model until interrupted. Arguments and errors: `launch`."""
     say(f"demo: loading {run}")
     app = launch(run, **options)
@@ -292,117 +307,45 @@ def serve(run: Path, **options: Any) -> None:
     app.block_thread()
 
 
-def _warm_up(predictor: Predictor) -> None:
-    """The first prediction compiles the network: better now than while somebody waits for it."""
-    blank = np.zeros((1, *predictor.bundle.info.image_size, 3), np.uint8)
-    predictor.judge_images(blank)
+def require_safe_gradio(purpose: str) -> None:
+    """Check that this Gradio has no known vulnerabilities.
+
+    Args:
+        purpose: what needs it, such as `a public link`.
+
+    Raises:
+        InputError: it is older than `SAFE_TO_SHARE`.
+    """
+    if Version(gr.__version__) < SAFE_TO_SHARE:
+        raise InputError(
+            f"{purpose} needs Gradio {SAFE_TO_SHARE} or newer, and this is {gr.__version__}, which "
+            f'has known vulnerabilities: pip install "gradio>={SAFE_TO_SHARE}", then restart'
+        )
 
 
-def _looks(function: Any) -> dict[str, Any]:
-    """Theme and style sheet, where Gradio takes them: `Blocks` until 5, `launch` from 6 on."""
+def _warm_up(model: CalibratedPredictor) -> None:
+    """Compile the network now, so that the first visitor does not wait for it."""
+    model.predictor.predict_images(np.zeros((1, *model.info.image_size, 3), np.uint8))
+
+
+def _style(function: Any) -> dict[str, Any]:
+    """Return theme and style sheet for the function that takes them: `launch` from Gradio 6 on."""
     system = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-    looks = {
-        # System fonts: nothing is fetched from elsewhere.
+    options = {
+        # System fonts, so that nothing is fetched from elsewhere.
         "theme": gr.themes.Default(primary_hue="teal", font=system, font_mono=["monospace"]),
         "css": page.CSS,
     }
-    return _taken_by(function, looks)
+    return supported(function, options)
 
 
-def _taken_by(function: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """The options that this version of Gradio has."""
-    taken = inspect.signature(function).parameters
-    return {name: value for name, value in options.items() if name in taken}
-
-
-def _plain(component: Any, *wanted: str) -> dict[str, Any]:
-    """Options for no more than the wanted buttons; none ever sends a picture elsewhere."""
-    names = ("download", "fullscreen", "share")
-    until_5 = {f"show_{name}_button": name in wanted for name in names}
-    return _taken_by(component, until_5 | {"buttons": list(wanted)})
-
-
-def _private() -> dict[str, Any]:
-    """Options of an event that only the page itself may cause; Gradio 6 renamed them."""
-    new = "api_visibility" in inspect.signature(gr.on).parameters
-    return {"api_visibility": "private"} if new else {"api_name": False}
-
-
-def _make_upload(label: str) -> gr.Image:
-    """An upload that hands over the file itself, so that it is decoded as training did.
-
-    Without Gradio opening it first: of a file that is no image it would tell in a long text of its
-    own, server paths included.
-    """
-    image = gr.Image(
-        label=label,
-        type="filepath",
-        image_mode=None,
-        sources=["upload", "clipboard", "webcam"],
-        height=320,
-        elem_classes="upload",
-    )
-    open_first = image.preprocess
-
-    def preprocess(payload: Any) -> Any:
-        if payload is None or not payload.path:
-            return open_first(payload)
-        return _or_error(lambda: _require_uploaded(payload.path, image))
-
-    image.preprocess = preprocess
-    return image
-
-
-def _make_files(label: str, **options: Any) -> gr.File:
-    """An upload of several files, which hands over their paths."""
-    files = gr.File(label=label, file_count="multiple", elem_classes="files", **options)
-    usual = files.preprocess
-
-    def preprocess(payload: Any) -> Any:
-        if payload is None:
-            return None
-        for given in getattr(payload, "root", [payload]):
-            _or_error(partial(_require_uploaded, given.path, files))
-        return usual(payload)
-
-    files.preprocess = preprocess
-    return files
-
-
-def _require_uploaded(path: str, component: gr.components.Component) -> str:
-    """The same path, if the file lies in Gradio's folder of uploads.
-
-    Gradio checks this only where a request marks its files as files: a request can leave that out
-    and name any file of this machine.
-
-    Raises:
-        InputError: it lies elsewhere; whether there is such a file is not told.
-    """
-    if not Path(path).resolve().is_relative_to(Path(component.GRADIO_CACHE).resolve()):
-        raise InputError("not an uploaded file: upload the image first")
-    return path
-
-
-def _make_gallery(label: str, value: Any = None, **options: Any) -> gr.Gallery:
-    return gr.Gallery(
-        value,
-        label=label,
-        show_label=False,
-        height="auto",
-        object_fit="cover",
-        interactive=False,
-        elem_classes="pictures",
-        **_plain(gr.Gallery, "fullscreen"),
-        **options,
-    )
-
-
-def _or_error(compute: Any) -> Any:
-    """What is computed, or its `InputError` as the page and clients show it."""
-    try:
-        return compute()
-    except InputError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+def _require_few(paths: list[str]) -> list[str]:
+    if len(paths) > MAX_FILES:
+        raise InputError(
+            f"{len(paths)} files are too many, {MAX_FILES} at a time; for more: "
+            "python -m skinlesion predict --run RUN FOLDER --out predictions.csv"
+        )
+    return paths
 
 
 def _given(value: Any) -> Any:

@@ -1,93 +1,129 @@
-"""What the demo writes into its page: HTML of a verdict. Looks stand in `page.css`."""
+"""HTML and tables that show results. The styles are in `page.css`."""
 
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
-from skinlesion.demo.result import PROBLEMS, Candidate, Verdict, format_share
+import pandas as pd
+
+from skinlesion.demo.result import Failure, RankedDiagnosis, Result, format_percent
 from skinlesion.diagnoses import DISCLAIMER
 
 CSS = (files("skinlesion.demo") / "page.css").read_text(encoding="utf-8")
 WAITING = "The result appears here."
-HOW_TO_READ = """\
-Confidences are calibrated: of images with 70 %, about 7 in 10 should have that diagnosis. Ticked
-diagnoses are the prediction set, which held the true one for 9 of 10 validation images."""
+HOW_TO_READ = f"""\
+Probabilities are calibrated: of all images with {format_percent(0.7)}, about 7 in 10 should have
+that diagnosis. The ticked diagnoses are the prediction set. It contained the true diagnosis of 9 in
+10 validation images."""
+PROBLEMS = {
+    "small": "It has few pixels and was enlarged. Important details may be missing.",
+    "blurred": "It is less sharp than 99 % of the validation images.",
+    "low contrast": "It has less contrast than 99 % of the validation images.",
+    "dark": "It is darker than 99 % of the validation images.",
+    "bright": "It is brighter than 99 % of the validation images.",
+}
+"""What each problem of `evaluation.quality.find_problems` means."""
 
 
-def render_nothing(text: str = WAITING) -> str:
-    """The place of the result while there is none."""
-    return _section(f"<p class='quiet'>{escape(text)}</p>")
+def render_nothing() -> str:
+    """Render the place of the result before there is an image."""
+    return _section(f"<p class='quiet'>{WAITING}</p>")
 
 
 def render_failure(message: str) -> str:
-    """Why an upload cannot be judged."""
-    return _section(f"<p class='call warning'><strong>{escape(message)}</strong></p>")
+    """Render the reason why an upload cannot be predicted."""
+    return _section(f"<p class='headline warning'><strong>{escape(message)}</strong></p>")
 
 
-def render_verdict(verdict: Verdict) -> str:
-    """A verdict: what was looked at first, the call, the seven confidences."""
-    parts = [_quality(verdict.problems), _call(verdict), f"<p>{escape(verdict.sentence)}</p>"]
-    if verdict.is_dermatoscopic is False:
+def render_result(result: Result) -> str:
+    """Render a result: headline, quality problems, meaning, all diagnoses, notes."""
+    parts = [
+        _headline(result),
+        _problems(result.problems),
+        f"<p>{escape(result.sentence)}</p>",
+    ]
+    if result.is_in_distribution:
         parts += [
-            "<details><summary>What the network answers all the same</summary>",
-            _table(verdict.candidates),
-            "</details>",
+            _error_rates(result),
+            _table(result.diagnoses),
+            f"<p class='quiet'>{HOW_TO_READ}</p>",
         ]
     else:
         parts += [
-            _record(verdict),
-            _table(verdict.candidates),
-            f"<p class='quiet'>{HOW_TO_READ}</p>",
+            "<details><summary>Show the predictions anyway</summary>",
+            _table(result.diagnoses),
+            "</details>",
         ]
     return _section("".join(parts) + f"<p class='quiet'><strong>{DISCLAIMER}</strong></p>")
 
 
+def make_short_table(results: Sequence[Result | Failure]) -> pd.DataFrame:
+    """Make the table of several images that the page shows; an error replaces the result."""
+    rows = [
+        {
+            "Image": one.file,
+            "Result": one.headline,
+            "Most probable": one.diagnoses[0].name,
+            "Probability": format_percent(one.diagnoses[0].probability),
+            "Prediction set": " ".join(one.prediction_set),
+            "Malignant": format_percent(one.p_malignant),
+            "Quality": ", ".join(one.problems) or "ok",
+        }
+        if isinstance(one, Result)
+        else {"Image": one.file, "Result": one.error}
+        for one in results
+    ]
+    columns = ["Image", "Result", "Most probable", "Probability"]
+    columns += ["Prediction set", "Malignant", "Quality"]
+    return pd.DataFrame(rows, columns=columns).fillna("")
+
+
 def _section(inner: str) -> str:
-    return f"<section class='verdict' role='status' aria-live='polite'>{inner}</section>"
+    return f"<section class='result' role='status' aria-live='polite'>{inner}</section>"
 
 
-def _call(verdict: Verdict) -> str:
+def _headline(result: Result) -> str:
     kind, detail = "warning", ""
-    if verdict.is_dermatoscopic is not False:
-        kind = "malignant" if verdict.is_malignant else "benign"
-        detail = f"<span>{format_share(verdict.malignancy)} malignant</span>"
-    return f"<p class='call {kind}'><strong>{escape(verdict.call)}</strong>{detail}</p>"
+    if result.is_in_distribution:
+        kind = "malignant" if result.is_malignant else "benign"
+        detail = f"<span>Probability of malignancy: {format_percent(result.p_malignant)}</span>"
+    return f"<p class='headline {kind}'><strong>{escape(result.headline)}</strong>{detail}</p>"
 
 
-def _quality(problems: tuple[str, ...]) -> str:
+def _problems(problems: tuple[str, ...]) -> str:
     if not problems:
         return ""
     lines = "".join(f"<li>{PROBLEMS[problem]}</li>" for problem in problems)
-    return f"<div class='quality'><strong>Mind the image's quality</strong><ul>{lines}</ul></div>"
+    return f"<div class='quality'><strong>Check the image quality</strong><ul>{lines}</ul></div>"
 
 
-def _record(verdict: Verdict) -> str:
-    point = verdict.operating_point
+def _error_rates(result: Result) -> str:
+    point = result.operating_point
     if point.sensitivity is None or point.specificity is None:
         return ""
     shares = (
         f"{name} {share['value']:.3f} ({share['low']:.3f} to {share['high']:.3f})"
         for name, share in (("sensitivity", point.sensitivity), ("specificity", point.specificity))
     )
-    measured = f"At this threshold, on {point.images:,} test images: {', '.join(shares)}."
-    return f"<p class='quiet'>{measured}</p>"
+    text = f"On {point.n_test:,} test images, this threshold has: {', '.join(shares)}."
+    return f"<p class='quiet'>{text}</p>"
 
 
-def _table(candidates: tuple[Candidate, ...]) -> str:
-    rows = "".join(map(_row, candidates))
-    head = "".join(
-        f"<th scope='col'>{title}</th>" for title in ("Diagnosis", "Confidence", "In set")
-    )
+def _table(diagnoses: tuple[RankedDiagnosis, ...]) -> str:
+    titles = ("Diagnosis", "Probability", "In set")
+    head = "".join(f"<th scope='col'>{title}</th>" for title in titles)
+    rows = "".join(map(_row, diagnoses))
     return (
-        "<table><caption>All seven diagnoses</caption>"
+        "<table><caption>All diagnoses</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     )
 
 
-def _row(candidate: Candidate) -> str:
-    kind = "malignant" if candidate.malignant else "benign"
-    ticked = "<span aria-label='yes'>&#10003;</span>" if candidate.in_prediction_set else ""
+def _row(diagnosis: RankedDiagnosis) -> str:
+    kind = "malignant" if diagnosis.malignant else "benign"
+    ticked = "<span aria-label='yes'>&#10003;</span>" if diagnosis.in_prediction_set else ""
     return (
-        f"<tr class='{kind}'><th scope='row'>{escape(candidate.name)} <small>{kind}</small></th>"
-        f"<td><div><div class='bar'><i style='width:{100 * candidate.probability:.1f}%'></i></div>"
-        f"<b>{format_share(candidate.probability)}</b></div></td><td>{ticked}</td></tr>"
+        f"<tr class='{kind}'><th scope='row'>{escape(diagnosis.name)} <small>{kind}</small></th>"
+        f"<td><div><div class='bar'><i style='width:{100 * diagnosis.probability:.1f}%'></i></div>"
+        f"<b>{format_percent(diagnosis.probability)}</b></div></td><td>{ticked}</td></tr>"
     )

@@ -1,42 +1,29 @@
-"""What is said about one image: what page, clients and tables of the demo show."""
+"""What is said about one image, in numbers and words."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from skinlesion.data.images import read_size
-from skinlesion.diagnoses import DIAGNOSES
-from skinlesion.evaluation.calibration import apply_temperature, make_prediction_sets, sum_malignant
-from skinlesion.evaluation.quality import find_problems
-from skinlesion.model.predictor import Predictor
+from skinlesion.diagnoses import CLASS_CODES
+from skinlesion.evaluation.calibration import Calibration
 
 TARGET = "0.95"
-"""The operating point that is shown: the share of malignant validation images to be found. Missing
-a cancer is worse than a false alarm."""
-FOREIGN = "Does not look like a dermatoscopic image"
-PROBLEMS = {
-    "small": "It has few pixels and was enlarged: details that matter may be missing.",
-    "blurred": "It is less sharp than nearly all images that the model was checked on.",
-    "pale": "It has less contrast than nearly all images that the model was checked on.",
-    "dark": "It is darker than nearly all images that the model was checked on.",
-    "bright": "It is brighter than nearly all images that the model was checked on.",
-}
-"""What each problem of `quality.find_problems` means, in words."""
+"""The operating point in use: the sensitivity to malignancy on the validation images. It is high
+because missing a cancer is worse than a false alarm."""
+FEW_MALIGNANT = 30
+"""With fewer malignant validation images, the threshold is reported as uncertain."""
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One of the seven diagnoses of one image.
+class RankedDiagnosis:
+    """One diagnosis of one image.
 
     Attributes:
         code: `dx` code, such as `mel`.
-        name: in full.
-        malignant: whether this diagnosis is treated as cancer.
-        probability: calibrated, 0 to 1; those of an image add up to 1.
-        in_prediction_set: whether it is in the set that holds the true diagnosis of 90 % of the
+        name: full name.
+        malignant: whether this diagnosis counts as malignant.
+        probability: calibrated, 0 to 1. The probabilities of an image add up to 1.
+        in_prediction_set: whether it is in the set that contains the true diagnosis of 90 % of the
             validation images.
     """
 
@@ -49,153 +36,152 @@ class Candidate:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """From which probability an image is called malignant, and how well that went on test images.
+    """The threshold for malignancy and how well it works.
 
     Attributes:
-        threshold: chosen on validation; None where that had no malignant image.
-        sensitivity: share of the malignant test images that were called so, with `low` and `high`,
-            the ends of the 95 % interval; None: the model was not tested.
-        specificity: share of the benign test images that were not; the same.
-        images: number of test images.
+        threshold: images with at least this probability of malignancy are predicted malignant. It
+            was chosen on the validation images; None if none of them is malignant.
+        n_malignant: number of malignant validation images that the threshold rests on.
+        sensitivity: on the test images, `value` with `low` and `high`, the 95 % interval; None if
+            the run was not evaluated.
+        specificity: the same.
+        n_test: number of test images; None if the run was not evaluated.
     """
 
     threshold: float | None
+    n_malignant: int
     sensitivity: dict[str, float] | None = None
     specificity: dict[str, float] | None = None
-    images: int | None = None
+    n_test: int | None = None
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What is said about one image.
+class Result:
+    """Everything that is said about one image.
 
     Attributes:
-        image: name of the file.
-        is_dermatoscopic: whether it looks like the images of the dataset; None: the model has no
-            gate. Where it does not, the rest means nothing.
-        problems: keys of `PROBLEMS`.
-        candidates: all seven, the most probable first.
-        malignancy: probability of all malignant diagnoses together, 0 to 1.
-        is_malignant: whether that reaches the threshold; None: there is none.
-        operating_point: that threshold.
+        file: name of the file, without its folder.
+        is_in_distribution: whether the image resembles the training images. If it does not, the
+            predictions are not meaningful.
+        ood_score: distance from the training images; above 1 is out of distribution.
+        problems: quality problems, from `evaluation.quality.find_problems`.
+        diagnoses: all diagnoses, the most probable first.
+        p_malignant: probability of all malignant diagnoses together, 0 to 1.
+        is_malignant: whether `p_malignant` reaches the threshold; None without a threshold.
+        prediction_set: codes of the diagnoses in the prediction set, the most probable first.
+        operating_point: the threshold.
     """
 
-    image: str
-    is_dermatoscopic: bool | None
+    file: str
+    is_in_distribution: bool
+    ood_score: float
     problems: tuple[str, ...]
-    candidates: tuple[Candidate, ...]
-    malignancy: float
+    diagnoses: tuple[RankedDiagnosis, ...]
+    p_malignant: float
     is_malignant: bool | None
+    prediction_set: tuple[str, ...]
     operating_point: OperatingPoint
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values, with the sentence."""
-        return asdict(self) | {"problems": list(self.problems), "sentence": self.sentence}
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """Calibrated probability of each `dx` code, in the order of `CLASS_CODES`."""
+        found = {diagnosis.code: diagnosis.probability for diagnosis in self.diagnoses}
+        return {code: found[code] for code in CLASS_CODES}
 
     @property
-    def call(self) -> str:
-        """The verdict in a few words."""
-        if self.is_dermatoscopic is False:
-            return FOREIGN
+    def headline(self) -> str:
+        """The result in a few words."""
+        if not self.is_in_distribution:
+            return "Does not look like a dermatoscopic image"
         if self.is_malignant is None:
-            return self.candidates[0].name
-        return "Called malignant" if self.is_malignant else "Called benign"
+            return f"Most probable: {_lower(self.diagnoses[0].name)}"
+        return "Predicted malignant" if self.is_malignant else "Predicted benign"
 
     @property
     def sentence(self) -> str:
         """What the result means, in plain words."""
-        if self.is_dermatoscopic is False:
+        if not self.is_in_distribution:
             return (
-                "This does not look like the dermatoscopic images that the model was trained on: "
-                "whatever it answers means nothing. Take a close-up through a dermatoscope, with "
-                "one lesion in the middle."
+                "This image differs from the dermatoscopic images that the model was trained on. "
+                "Its predictions for this image are not meaningful. Use a close-up taken through a "
+                "dermatoscope, with one lesion in the middle."
             )
-        best = self.candidates[0]
-        likely = f"Most probable is {_lower(best.name)} ({format_share(best.probability)})"
-        if self.is_malignant is None:
-            return f"{likely}. The model has no threshold for malignancy."
-        threshold = format_share(self.operating_point.threshold or 0)
-        if self.is_malignant:
-            meaning = (
-                f"{likely}; malignant diagnoses together have {format_share(self.malignancy)}, and "
-                f"from {threshold} the model calls an image malignant."
+        first, point = self.diagnoses[0], self.operating_point
+        likely = (
+            f"The most probable diagnosis is {_lower(first.name)} "
+            f"({format_percent(first.probability)})."
+        )
+        if point.threshold is None:
+            return f"{likely} The model has no threshold for malignancy."
+        side = "at or above" if self.is_malignant else "below"
+        parts = [
+            likely,
+            f"The malignant diagnoses together have a probability of "
+            f"{format_percent(self.p_malignant)}, {side} the threshold of "
+            f"{format_percent(point.threshold)}.",
+            self._error_rate,
+        ]
+        if point.n_malignant < FEW_MALIGNANT:
+            parts.append(
+                "The threshold is uncertain because the validation set has few malignant images "
+                f"({point.n_malignant})."
             )
-        else:
-            meaning = (
-                f"{likely}; malignant diagnoses together have {format_share(self.malignancy)}, "
-                f"below the {threshold} from which the model calls an image malignant."
-            )
-        return f"{meaning} {self._track_record}"
+        return " ".join(parts)
 
     @property
-    def _track_record(self) -> str:
+    def _error_rate(self) -> str:
         point = self.operating_point
         if point.sensitivity is None or point.specificity is None:
-            return "How often it is right in that was not measured: evaluate the run first."
+            return "The error rates of this threshold were not measured: evaluate the run first."
         if self.is_malignant:
-            wrong = format_share(1 - point.specificity["value"])
-            return f"On the test images it said so, wrongly, of {wrong} of the benign ones."
-        missed = format_share(1 - point.sensitivity["value"])
-        return f"That does not rule cancer out: it missed {missed} of the malignant test images."
+            rate = format_percent(1 - point.specificity["value"])
+            return f"False-positive rate on the test set: {rate}."
+        rate = format_percent(1 - point.sensitivity["value"])
+        return f"This does not rule out cancer. False-negative rate on the test set: {rate}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values, including headline and sentence."""
+        values = asdict(self) | {"headline": self.headline, "sentence": self.sentence}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
-def judge_image(predictor: Predictor, path: str | Path, point: OperatingPoint) -> Verdict:
-    """Judge one image file.
+@dataclass(frozen=True)
+class Failure:
+    """A file that cannot be read as an image: its name, and the reason in one line."""
 
-    Args:
-        predictor: the model; it was calibrated.
-        path: the file.
-        point: from `find_operating_point`.
+    file: str
+    error: str
 
-    Raises:
-        InputError: it is no image, or the model was not calibrated.
-    """
-    calibration = predictor.calibration
-    pixels = predictor.decode(path)
-    prediction = predictor.predict_image(pixels, name=Path(path).name)
-    y_prob = np.array([list(prediction.probabilities.values())])
-    calibrated = apply_temperature(y_prob, calibration.temperature)
-    chosen = make_prediction_sets(calibrated, calibration)[0]
-    candidates = [
-        Candidate(*diagnosis, probability=float(probability), in_prediction_set=bool(there))
-        for diagnosis, probability, there in zip(DIAGNOSES, calibrated[0], chosen, strict=True)
-    ]
-    malignancy = float(sum_malignant(calibrated)[0])
-    foreign = prediction.is_foreign
-    return Verdict(
-        image=prediction.image,
-        is_dermatoscopic=None if foreign is None else not foreign,
-        problems=tuple(find_problems(pixels, predictor.limits, taken_at=read_size(path))),
-        candidates=tuple(sorted(candidates, key=lambda one: -one.probability)),
-        malignancy=malignancy,
-        is_malignant=None if point.threshold is None else bool(malignancy >= point.threshold),
-        operating_point=point,
-    )
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return asdict(self)
 
 
-def find_operating_point(predictor: Predictor, metrics: Mapping[str, Any] | None) -> OperatingPoint:
-    """The operating point `TARGET` of a model.
+def find_operating_point(
+    calibration: Calibration, metrics: Mapping[str, Any] | None
+) -> OperatingPoint:
+    """Return the operating point `TARGET` of a model.
 
     Args:
-        predictor: the model.
-        metrics: its run's `metrics.json`; None: it was not evaluated.
-
-    Raises:
-        InputError: the model was not calibrated.
+        calibration: of the model.
+        metrics: of its run; None if it was not evaluated.
     """
-    threshold = predictor.calibration.thresholds.get(TARGET)
-    for row in (metrics or {}).get("calibration", {}).get("operating_points", []):
-        if row["target_sensitivity"] == float(TARGET) and row["threshold"] == threshold is not None:
+    unmeasured = OperatingPoint(calibration.thresholds[TARGET], calibration.n_malignant)
+    if metrics is None:
+        return unmeasured
+    for row in metrics["calibration"]["operating_points"]:
+        # Another threshold means that the run was calibrated again after it was evaluated.
+        if row["target_sensitivity"] == float(TARGET) and row["threshold"] == unmeasured.threshold:
             shares = {
                 name: {key: row[name][key] for key in ("value", "low", "high")}
                 for name in ("sensitivity", "specificity")
             }
-            return OperatingPoint(threshold, **shares, images=(metrics or {})["n"])
-    return OperatingPoint(threshold)
+            return replace(unmeasured, **shares, n_test=metrics["n"])
+    return unmeasured
 
 
-def format_share(share: float) -> str:
-    """A share of 0 to 1 as whole per cent, without claiming 0 or 100 of what is neither."""
+def format_percent(share: float) -> str:
+    """Format a share from 0 to 1 as whole per cent; `< 1 %` and `> 99 %` are not rounded away."""
     whole = "< 1" if 0 < share < 0.01 else "> 99" if 0.99 < share < 1 else f"{100 * share:.0f}"
     return f"{whole} %".replace(" ", "\N{NO-BREAK SPACE}")
 

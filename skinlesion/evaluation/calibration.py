@@ -196,7 +196,10 @@ def fit_calibration(
 
 
 def choose_threshold(p_malignant: np.ndarray, sensitivity: float) -> float | None:
-    """The largest threshold that finds a share of the malignant images.
+    """Choose the largest threshold, up to 1/2, that finds a share of the malignant images.
+
+    Above 1/2, the model would call images benign that it takes for more likely malignant. Where
+    few validation images are separated perfectly, nothing else keeps the threshold from there.
 
     Args:
         p_malignant: float (n,), probability of malignancy of the malignant validation images.
@@ -208,7 +211,7 @@ def choose_threshold(p_malignant: np.ndarray, sensitivity: float) -> float | Non
     if not len(p_malignant):
         return None
     missed = int(np.floor((1 - sensitivity) * len(p_malignant) + 1e-9))
-    return float(np.sort(p_malignant)[missed])
+    return min(0.5, float(np.sort(p_malignant)[missed]))
 
 
 def fit_temperature(y_true: np.ndarray, y_prob: np.ndarray) -> float:

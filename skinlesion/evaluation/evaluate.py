@@ -1,13 +1,12 @@
-"""The steps that judge: evaluate, score, compare; what notebooks and command line call.
+"""The steps that evaluate: a run, an external test set, several runs, or a predictions file.
 
-Each reads files and writes files, says what it does, and can be repeated. The test images of a run
-are predicted once; what is computed from the predictions can be computed again.
+Each reads files and writes files, and can be repeated. The test images of a run are predicted once.
 """
 
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,88 +18,78 @@ from skinlesion.data.ham10000 import (
     load_metadata,
     read_metadata,
 )
-from skinlesion.data.isic import read_predictions_for, read_truth, write_predictions
-from skinlesion.data.split import join_split, read_split
-from skinlesion.diagnoses import CLASS_CODES, LABEL_OF, SYNTHETIC_NOTE
-from skinlesion.evaluation.calibration import apply_temperature
-from skinlesion.evaluation.metrics import compare_predictions, compute_share, draw_weights
-from skinlesion.evaluation.ood import is_foreign
-from skinlesion.files import (
-    InputError,
-    name_some,
-    read_json,
-    write_atomically,
-    write_csv,
-    write_json,
-)
+from skinlesion.data.isic import read_isic_for, read_truth, write_isic
+from skinlesion.data.split import join_split
+from skinlesion.diagnoses import CLASS_CODES, LABEL_OF
+from skinlesion.evaluation.bootstrap import compute_share, draw_weights
+from skinlesion.evaluation.calibration import Calibration, apply_temperature, load_calibration
+from skinlesion.evaluation.examples import draw_explanations
+from skinlesion.evaluation.gradcam import compute_grad_cam, measure_heat
+from skinlesion.evaluation.model_card import make_model_card
+from skinlesion.evaluation.ood import is_in_distribution
+from skinlesion.evaluation.plots import plot_learning_curves
+from skinlesion.evaluation.report import describe_metrics, write_report
+from skinlesion.files import InputError, name_some, write_atomically
 from skinlesion.machine import say
-from skinlesion.model.run import (
-    find_run,
-    read_part,
-    read_run_config,
-    read_test_predictions,
-    recall_dataset,
-    require_same_dataset,
-)
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from skinlesion.model.predictor import Predictor
+from skinlesion.model.predictor import Outputs, Predictor
+from skinlesion.model.run import Run
 
 SUM_TOLERANCE = 0.01
-"""How far a row of predictions may be from adding up to 1 before this is said."""
+"""How far a row of predictions may be from a sum of 1 before this is reported."""
 
 
-def evaluate(run: Path, *, data: str | Path | None = None, tta: bool = False) -> dict[str, Any]:
-    """Predict the test images of a run, once; write figures, tables, `metrics.json`, model card.
+def evaluate(
+    run: str | Path | Run, *, data: str | Path | None = None, tta: bool = False
+) -> dict[str, Any]:
+    """Predict the test images of a calibrated run and write `evaluation/` with a model card.
 
-    Test predictions that are there already are used again.
+    Test predictions that exist are used again.
 
     Args:
-        run: a finished run directory.
-        data: the dataset; None looks for it as `copy` does.
-        tta: also predict with test-time augmentation, to stand beside the plain predictions.
+        run: a trained and calibrated run.
+        data: the dataset; None: the run's own, else as `find_dataset`.
+        tta: also predict with test-time augmentation, as a second column of figures.
 
     Returns:
-        What `metrics.json` holds: see `report.write_report`.
-    """
-    from skinlesion.evaluation import plots
-    from skinlesion.evaluation.model_card import make_model_card
-    from skinlesion.evaluation.report import draw_explanations
-    from skinlesion.model.predictor import Predictor
+        What `metrics.json` holds: see `write_report`; also `ood`, the share of the test images
+        that are in distribution, and `gradcam`, see `measure_heat`, for data with outlines.
 
-    run = find_run(run)
-    predictor = Predictor.load(run)
-    source = find_dataset(data or recall_dataset(run))
+    Raises:
+        InputError: the run is not trained or not calibrated, or data and run do not fit.
+    """
+    run = Run.find(run)
+    calibration, split = load_calibration(run), run.split
+    source = find_dataset(data or run.dataset)
     table = load_metadata(source)
-    require_same_dataset(run, table)
-    rows = _join_test(run, table)
-    y_prob = _predict_once(predictor, rows, run)
+    run.require_same_dataset(table)
+    rows = join_split(table, split)
+    rows = rows[rows["split"] == "test"].reset_index(drop=True)
+    predictor = Predictor.load(run)
+    say(f"evaluate: predicting {len(rows):,} test images")
+    outputs = predictor.predict_files(list(rows["path"]), maps=(source / MASKS_NAME).is_dir())
+    y_prob = _keep_predictions(run, rows, outputs.y_prob)
     variants = {}
-    if tta or (run / "predictions_test_tta.csv").is_file():
-        averaged = _predict_once(predictor, rows, run, tta=True)
-        variants = {"single": y_prob, "test-time augmentation": averaged}
-    figures: dict[str, Any] = {"explanations": draw_explanations(predictor, rows, y_prob)}
-    if (run / "history.csv").is_file():
-        history = pd.read_csv(run / "history.csv")
-        figures["learning_curves"] = plots.plot_learning_curves(history)[0].figure
-    heat = _measure_explanation(predictor, rows, y_prob, source / MASKS_NAME)
-    metrics = _report(
-        run / "evaluation",
+    if tta or run.has_predictions("test", tta=True):
+        variants = {"test-time augmentation": _predict_with_tta(predictor, run, rows)}
+    metrics = write_report(
+        run.evaluation_dir,
         rows,
         y_prob,
-        calibration=predictor.calibration,
+        calibration=calibration,
         variants=variants,
-        synthetic=predictor.bundle.info.synthetic,
-        seed=read_run_config(run).seed,
-        extra=heat | _measure_gate(predictor, rows),
-        figures=figures,
+        synthetic=run.synthetic,
+        seed=run.config.seed,
+        extra=_measure_ood(calibration, outputs.features, rows)
+        | _measure_grad_cam(predictor, outputs, rows, source / MASKS_NAME),
+        figures={
+            "explanations": draw_explanations(predictor, rows, y_prob),
+            "learning_curves": plot_learning_curves(run.history)[0].figure,
+        },
     )
     card = make_model_card(run)
-    path = run / "evaluation" / "model_card.md"
+    path = run.evaluation_dir / "model_card.md"
     write_atomically(path, lambda part: part.write_text(card, encoding="utf-8"))
-    say(f"evaluate: what to know about the model, as a model card, in {path}")
+    _say_results(metrics, run.evaluation_dir)
     return metrics
 
 
@@ -113,12 +102,12 @@ def evaluate_external(
     metadata: Path | None = None,
     tta: bool = False,
 ) -> dict[str, Any]:
-    """Test one run, or several as an ensemble, on other images with a ground truth.
+    """Test one run, or several as an ensemble, on other images with known diagnoses.
 
     Args:
-        runs: run directories or bundles; several are averaged after calibration.
+        runs: runs or saved models; several are averaged after calibration.
         images: folder with the images somewhere below it.
-        truth: CSV file in the form of ISIC 2018 Task 3; its images are the ones judged.
+        truth: CSV file in ISIC form; its images are evaluated.
         out: folder to fill.
         metadata: CSV file with HAM10000's columns for these images, for lesions and subgroups.
         tta: predict with test-time augmentation.
@@ -126,85 +115,83 @@ def evaluate_external(
     Raises:
         InputError: an image of the truth is missing, or the files do not fit each other.
     """
-    from skinlesion.model.predictor import Predictor
-
-    _require_different(runs)
+    found = _find_runs(runs)
     rows = _read_truth_rows(truth, metadata)
     paths = list_images(images)
     missing = sorted(set(rows["image_id"]) - set(paths))
     if missing:
         raise InputError(
-            f"{images}: {len(missing):,} of {len(rows):,} images of {truth.name} are not there: "
+            f"{images}: {len(missing):,} of {len(rows):,} images of {truth.name} are missing: "
             f"{name_some(missing)}"
         )
     rows = rows.assign(path=rows["image_id"].map(paths))
-    members, calibrated, synthetic = {}, [], False
-    for run in runs:
-        predictor = Predictor.load(run)
-        calibration = predictor.calibration
+    members, calibrated = {}, []
+    for run in found:
+        calibration = load_calibration(run)
         _warn_of_leak(run, rows)
         say(f"evaluate: predicting {len(rows):,} images with {run}")
-        y_prob = predictor.predict_probabilities(list(rows["path"]), tta=tta)
+        y_prob = Predictor.load(run).predict_files(list(rows["path"]), tta=tta).y_prob
         members[str(run)] = y_prob
         calibrated.append(apply_temperature(y_prob, calibration.temperature))
-        synthetic = synthetic or predictor.bundle.info.synthetic
     options: dict[str, Any] = {"calibration": calibration}
-    if len(runs) > 1:
+    if len(found) > 1:
         y_prob = np.mean(calibrated, axis=0)
         options = {"variants": members | {"ensemble": y_prob}}
-    write_predictions(out / "predictions.csv", list(rows["image_id"]), y_prob)
-    return _report(out, rows, y_prob, synthetic=synthetic, **options)
+    write_isic(out / "predictions.csv", list(rows["image_id"]), y_prob)
+    synthetic = any(run.synthetic for run in found)
+    metrics = write_report(out, rows, y_prob, synthetic=synthetic, **options)
+    _say_results(metrics, out)
+    return metrics
 
 
 def evaluate_together(
     runs: Sequence[Path], out: Path, *, data: str | Path | None = None, tta: bool = False
 ) -> dict[str, Any]:
-    """Evaluate several runs: as an ensemble on one test set, or as folds of a cross-validation.
+    """Evaluate several runs, as an ensemble on one test set or as folds of a cross-validation.
 
-    Runs with the same test images are an ensemble, the mean of their calibrated probabilities.
-    Runs whose test images have none in common are folds: each image is judged by the one model
-    that has not seen it.
+    Runs with the same test images are an ensemble: their calibrated probabilities are averaged.
+    Runs without common test images are folds: each image is predicted by the one model that has
+    not seen it.
 
     Args:
-        runs: finished run directories, two or more.
+        runs: trained and calibrated runs, two or more.
         out: folder to fill.
-        data: the dataset; None looks for it as `copy` does.
+        data: the dataset; None: the first run's own, else as `find_dataset`.
         tta: predict with test-time augmentation.
 
     Raises:
-        InputError: test images that overlap in part, so that one model was trained on what another
+        InputError: some test images are common, so that one model was trained on what another one
             is tested on.
     """
-    from skinlesion.model.predictor import Predictor
-
-    runs = [find_run(run) for run in runs]
-    _require_different(runs)
-    table = load_metadata(find_dataset(data or recall_dataset(runs[0])))
-    parts, members, calibrated, synthetic = [], {}, [], False
-    for run in runs:
-        require_same_dataset(run, table)
-        predictor = Predictor.load(run)
-        rows = _join_test(run, table).sort_values("image_id", ignore_index=True)
-        y_prob = _predict_once(predictor, rows, run, tta=tta)
+    found = _find_runs(runs)
+    table = load_metadata(find_dataset(data or found[0].dataset))
+    parts, members, calibrated = [], {}, []
+    for run in found:
+        run.require_same_dataset(table)
+        rows = run.rows("test")[["image_id"]].merge(table, on="image_id")
+        rows = rows.sort_values("image_id", ignore_index=True)
+        y_prob = _predict_test(run, rows, tta=tta)
         parts.append(rows)
         members[str(run)] = y_prob
-        calibrated.append(apply_temperature(y_prob, predictor.calibration.temperature))
-        synthetic = synthetic or predictor.bundle.info.synthetic
+        calibrated.append(apply_temperature(y_prob, load_calibration(run).temperature))
     tested = [set(rows["image_id"]) for rows in parts]
     if all(ids == tested[0] for ids in tested):
         rows, y_prob = parts[0], np.mean(calibrated, axis=0)
-        variants, kind = members | {"ensemble": y_prob}, "ensemble"
+        variants, kind = members | {"ensemble": y_prob}, "an ensemble"
     elif all(not one & other for one, other in combinations(tested, 2)):
         rows, y_prob = pd.concat(parts, ignore_index=True), np.concatenate(calibrated)
         variants, kind = {}, "folds"
     else:
         raise InputError(
-            "the runs are tested on images that are the same in part: train them on one split, or "
-            "on the folds of one (split --fold K/N)"
+            "the runs have some test images in common: train them on one split, or on the folds of "
+            "one (split --fold K/N)"
         )
-    write_predictions(out / "predictions.csv", list(rows["image_id"]), y_prob)
-    say(f"evaluate: {len(runs)} runs as {kind}")
-    return _report(out, rows, y_prob, variants=variants, synthetic=synthetic)
+    write_isic(out / "predictions.csv", list(rows["image_id"]), y_prob)
+    say(f"evaluate: {len(found)} runs as {kind}")
+    synthetic = any(run.synthetic for run in found)
+    metrics = write_report(out, rows, y_prob, variants=variants, synthetic=synthetic)
+    _say_results(metrics, out)
+    return metrics
 
 
 def score(
@@ -213,8 +200,8 @@ def score(
     """Compute the figures of any predictions file; no model and no images are needed.
 
     Args:
-        predictions: CSV file in the form of ISIC 2018 Task 3.
-        truth: the same form, one 1.0 a row.
+        predictions: CSV file in ISIC form.
+        truth: the same form, one 1.0 in each row.
         out: folder to fill.
         metadata: CSV file with HAM10000's columns, for lesions and subgroups; without it every
             image counts as a lesion of its own.
@@ -223,158 +210,79 @@ def score(
         InputError: rows that are missing, extra, doubled or out of range, by name.
     """
     rows = _read_truth_rows(truth, metadata)
-    y_prob = read_predictions_for(predictions, list(rows["image_id"]))
-    apart = int((np.abs(y_prob.sum(axis=1) - 1) > SUM_TOLERANCE).sum())
-    if apart:
+    y_prob = read_isic_for(predictions, list(rows["image_id"]))
+    others = int((np.abs(y_prob.sum(axis=1) - 1) > SUM_TOLERANCE).sum())
+    if others:
         say(
-            f"score: {apart:,} rows do not add up to 1: log loss, Brier score and calibration "
-            "error take them for probabilities all the same"
+            f"score: {others:,} rows do not add up to 1; log loss, Brier score and calibration "
+            "error still take them as probabilities"
         )
     if metadata is None:
-        say("score: no --metadata, so every image counts as a lesion of its own")
-    return _report(out, rows, y_prob, step="score")
+        say("score: without --metadata, every image counts as a lesion of its own")
+    metrics = write_report(out, rows, y_prob)
+    _say_results(metrics, out)
+    return metrics
 
 
-def compare(run_a: Path, run_b: Path, out: Path) -> dict[str, Any]:
-    """Compare two evaluated runs on the test images that they share.
-
-    Args:
-        run_a: an evaluated run directory.
-        run_b: another one with the same test images.
-        out: folder for `comparison.json`, `comparison.csv` and `comparison.png`.
-
-    Returns:
-        What `comparison.json` holds: see `evaluation.compare_predictions`.
-
-    Raises:
-        InputError: a run is not evaluated, or the test images differ.
-    """
-    from skinlesion.evaluation import plots
-
-    run_a, run_b = find_run(run_a), find_run(run_b)
-    rows, other = read_part(run_a, "test"), read_part(run_b, "test")
-    if set(rows["image_id"]) != set(other["image_id"]):
-        common = len(set(rows["image_id"]) & set(other["image_id"]))
-        raise InputError(
-            f"{run_a} and {run_b} have different test images ({common:,} of {len(rows):,} and "
-            f"{len(other):,} in common): train both with one --splits file"
-        )
-    found = compare_predictions(
-        rows["label"].to_numpy(),
-        read_test_predictions(run_a, rows),
-        read_test_predictions(run_b, rows),
-        groups=rows["lesion_id"].to_numpy(),
-    ) | {"a": str(run_a), "b": str(run_b)}
-    figures = pd.DataFrame(found["figures"])
-    shown = figures[(figures["scope"] == "overall") | (figures["figure"] == "sensitivity")]
-    labels = shown["figure"].str.replace("_", " ") + shown["scope"].map(
-        lambda scope: "" if scope == "overall" else f" {scope}"
-    )
-    ax = plots.plot_forest(
-        shown.assign(label=labels, value=shown["difference"]),
-        title=f"{run_b.name} minus {run_a.name}, 95 % interval",
-        reference=0,
-    )
-    synthetic = any(read_json(x / "config.json")["dataset"]["synthetic"] for x in (run_a, run_b))
-    plots.caption(ax.figure, synthetic=synthetic)
-    plots.save_figure(ax.figure, out / "comparison.png")
-    write_csv(out / "comparison.csv", figures)
-    write_json(out / "comparison.json", found | {"synthetic": synthetic})
-    if synthetic:
-        say(SYNTHETIC_NOTE)
-    table = shown.assign(figure=labels)[["figure", "a", "b", "difference", "low", "high"]]
-    say(f"A: {run_a}\nB: {run_b}\n{table.to_string(index=False, float_format='{:.3f}'.format)}")
-    test = found["mcnemar"]
-    say(
-        f"only A right: {test['only_a_right']:,} images, only B right: {test['only_b_right']:,}; "
-        f"McNemar's exact test: p = {test['p_value']:.2g}"
-    )
+def _find_runs(runs: Sequence[Path]) -> list[Run]:
+    """The runs, none of them twice."""
+    found = [Run.find(run) for run in runs]
+    names = [str(run.model_dir.resolve()) for run in found]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise InputError(f"a run is given more than once: {name_some(doubled)}")
     return found
 
 
-def plot_samples(run: Path, *, data: str | Path | None = None) -> "Figure":
-    """Test images of an evaluated run, drawn by its seed, titled with true and predicted class."""
-    from skinlesion.evaluation.report import draw_samples
-
-    return draw_samples(*_read_judged(run, data), seed=read_run_config(run).seed)
-
-
-def plot_mistakes(run: Path, *, data: str | Path | None = None) -> "Figure":
-    """The test images that an evaluated run got wrong with the highest confidence."""
-    from skinlesion.evaluation.report import draw_mistakes
-
-    return draw_mistakes(*_read_judged(run, data))
+def _keep_predictions(run: Run, rows: pd.DataFrame, y_prob: np.ndarray) -> np.ndarray:
+    """Write the test predictions, unless they exist; returns those of the file."""
+    image_ids = list(rows["image_id"])
+    if not run.has_predictions("test"):
+        run.write_predictions("test", image_ids, y_prob)
+    return run.read_predictions("test", image_ids)
 
 
-def explain(run: Path, *, data: str | Path | None = None, right: bool = True) -> "Figure":
-    """Grad-CAM of test images that an evaluated run got right, or wrong."""
-    from skinlesion.evaluation.report import draw_explanations
-    from skinlesion.model.predictor import Predictor
-
-    return draw_explanations(Predictor.load(run), *_read_judged(run, data), kinds=(right,))
-
-
-def _predict_once(
-    predictor: "Predictor", rows: pd.DataFrame, run: Path, *, tta: bool = False
-) -> np.ndarray:
-    """Predictions of a run for its test images: read when they are there, otherwise made."""
-    path = run / ("predictions_test_tta.csv" if tta else "predictions_test.csv")
-    if not path.is_file():
-        how = ", and their mirror images" if tta else ""
-        say(f"evaluate: predicting {len(rows):,} test images{how}")
-        y_prob = predictor.predict_probabilities(list(rows["path"]), tta=tta)
-        write_predictions(path, list(rows["image_id"]), y_prob)
-    return read_predictions_for(path, list(rows["image_id"]))
+def _predict_with_tta(predictor: Predictor, run: Run, rows: pd.DataFrame) -> np.ndarray:
+    image_ids = list(rows["image_id"])
+    if not run.has_predictions("test", tta=True):
+        say(f"evaluate: predicting {len(rows):,} test images with test-time augmentation")
+        y_prob = predictor.predict_files(list(rows["path"]), tta=True).y_prob
+        run.write_predictions("test", image_ids, y_prob, tta=True)
+    return run.read_predictions("test", image_ids, tta=True)
 
 
-def _warn_of_leak(run: Path, rows: pd.DataFrame) -> None:
-    """Say how many images of an external test set the run was trained or chosen on."""
-    home = run if (run / "splits.csv").is_file() else run.resolve().parent
-    if not (home / "splits.csv").is_file():
-        return  # a bundle by itself
-    split = read_split(home / "splits.csv")
+def _predict_test(run: Run, rows: pd.DataFrame, *, tta: bool) -> np.ndarray:
+    """The test predictions of one of several runs, made if they do not exist."""
+    if tta:
+        return _predict_with_tta(Predictor.load(run), run, rows)
+    if run.has_predictions("test"):
+        return run.read_predictions("test", list(rows["image_id"]))
+    say(f"evaluate: predicting {len(rows):,} test images with {run}")
+    y_prob = Predictor.load(run).predict_files(list(rows["path"])).y_prob
+    return _keep_predictions(run, rows, y_prob)
+
+
+def _say_results(metrics: dict[str, Any], out: Path) -> None:
+    say(describe_metrics(metrics))
+    say(f"evaluate: figures and tables in {out}")
+
+
+def _warn_of_leak(run: Run, rows: pd.DataFrame) -> None:
+    """Report how many external test images the run was trained or chosen on."""
+    if not run.has_split:
+        return  # a saved model by itself
+    split = run.split
     known = set(split.loc[split["split"] != "test", "image_id"])
     seen = int(rows["image_id"].isin(known).sum())
     if seen:
         say(
-            f"evaluate: warning: {seen:,} of these {len(rows):,} images are among those that {run} "
-            "was trained or chosen on: the figures say too much"
+            f"evaluate: warning: {run} was trained or chosen on {seen:,} of these {len(rows):,} "
+            "images: the figures are too optimistic"
         )
 
 
-def _require_different(runs: Sequence[Path]) -> None:
-    names = [str(run.resolve()) for run in runs]
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise InputError(f"a run is given more than once: {name_some(doubled)}")
-
-
-def _join_test(run: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """The metadata of the test images of a run."""
-    rows = join_split(table, read_split(run / "splits.csv"))
-    return rows[rows["split"] == "test"].reset_index(drop=True)
-
-
-def _read_judged(run: Path, data: str | Path | None) -> tuple[pd.DataFrame, np.ndarray]:
-    """The test images of an evaluated run, and its uncalibrated predictions for them."""
-    rows = _join_test(run, load_metadata(find_dataset(data or recall_dataset(run))))
-    return rows, read_test_predictions(run, rows)
-
-
-def _report(
-    out: Path, rows: pd.DataFrame, y_prob: np.ndarray, *, step: str = "evaluate", **options: Any
-) -> dict[str, Any]:
-    """Write the report and say what is in it. Arguments: of `report.write_report`."""
-    from skinlesion.evaluation.report import describe_metrics, write_report
-
-    metrics = write_report(out, rows, y_prob, **options)
-    say(describe_metrics(metrics))
-    say(f"{step}: figures and tables in {out}")
-    return metrics
-
-
 def _read_truth_rows(truth: Path, metadata: Path | None) -> pd.DataFrame:
-    """`image_id` and `label` of a truth file, joined to the metadata where there is one."""
+    """`image_id` and `label` of a truth file, joined to the metadata if there is one."""
     names, labels = read_truth(truth)
     rows = pd.DataFrame({"image_id": names, "label": labels})
     if metadata is None:
@@ -389,36 +297,34 @@ def _read_truth_rows(truth: Path, metadata: Path | None) -> pd.DataFrame:
     return joined
 
 
-def _measure_explanation(
-    predictor: "Predictor", rows: pd.DataFrame, y_prob: np.ndarray, masks: Path
+def _measure_grad_cam(
+    predictor: Predictor, outputs: Outputs, rows: pd.DataFrame, masks: Path
 ) -> dict[str, Any]:
-    """How much of the heat lies inside the lesion, where its outline is known."""
-    from skinlesion.evaluation.gradcam import measure_heat
-
+    """How much of the heat is inside the lesion, for data with known outlines."""
     outlines = [masks / f"{image_id}.png" for image_id in rows["image_id"]]
-    if not all(path.is_file() for path in outlines):
+    if outputs.maps is None or not all(path.is_file() for path in outlines):
         return {}
-    heat = predictor.explain(list(rows["path"]), y_prob.argmax(axis=1))
-    return {"explanation": measure_heat(heat, outlines)}
+    heat = compute_grad_cam(predictor, outputs.maps, outputs.y_prob.argmax(axis=1))
+    return {"gradcam": measure_heat(heat, outlines)}
 
 
-def _measure_gate(predictor: "Predictor", rows: pd.DataFrame) -> dict[str, Any]:
-    """The share of lesions that the gate for foreign images lets in, with 95 % intervals."""
-    gate = predictor.bundle.gate
-    if gate is None:
-        return {}
-    scores = gate.compute_scores(predictor.describe(list(rows["path"])))
+def _measure_ood(
+    calibration: Calibration, features: np.ndarray, rows: pd.DataFrame
+) -> dict[str, Any]:
+    """The share of test images that are in distribution, with 95 % intervals."""
+    inside = is_in_distribution(calibration.ood.compute_scores(features))
     weights, _ = draw_weights(len(rows), rows["lesion_id"].to_numpy())
-    let_in, labels = ~is_foreign(scores), rows["label"].to_numpy()
-    measured = {
-        "threshold": gate.threshold,
-        "let_in": compute_share(let_in, np.ones(len(rows)), weights),
-        "per_class": {
-            code: {
-                "support": int((labels == label).sum()),
-                "let_in": compute_share(let_in, labels == label, weights),
-            }
-            for label, code in enumerate(CLASS_CODES)
-        },
+    labels = rows["label"].to_numpy()
+    return {
+        "ood": {
+            "threshold": calibration.ood.threshold,
+            "in_distribution": compute_share(inside, np.ones(len(rows)), weights),
+            "per_class": {
+                code: {
+                    "support": int((labels == label).sum()),
+                    "in_distribution": compute_share(inside, labels == label, weights),
+                }
+                for label, code in enumerate(CLASS_CODES)
+            },
+        }
     }
-    return {"foreign_image_gate": measured}

@@ -1,4 +1,4 @@
-"""From truth and probabilities to every figure, with intervals. Never sees a model."""
+"""From truth and probabilities to every figure, with intervals. No model is needed."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,9 +9,14 @@ from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix
 
 from skinlesion.diagnoses import CLASS_CODES, DIAGNOSES, NUM_CLASSES
-from skinlesion.files import InputError
+from skinlesion.evaluation.bootstrap import (
+    N_BOOTSTRAP,
+    Figure,
+    divide,
+    draw_weights,
+    summarise,
+)
 
-DRAWS = 1000
 BINS = 15
 """Bins of equal width for the expected calibration error: Guo et al., arXiv:1706.04599."""
 MALIGNANT = np.array([diagnosis.malignant for diagnosis in DIAGNOSES])
@@ -19,8 +24,6 @@ MALIGNANT = np.array([diagnosis.malignant for diagnosis in DIAGNOSES])
 AGE_BANDS = {"0 to 29": 0, "30 to 49": 30, "50 to 69": 50, "70 and more": 70}
 """Name and first year of each age band."""
 SUBGROUP_FIGURES = ("accuracy", "balanced_accuracy", "malignant_auc")
-INTERVAL = (2.5, 97.5)
-"""Percentiles of the bootstrap draws: a 95 % interval (Efron and Tibshirani, 1993, chapter 13)."""
 
 
 def compute_metrics(
@@ -28,47 +31,42 @@ def compute_metrics(
     y_prob: np.ndarray,
     *,
     groups: np.ndarray | None = None,
-    draws: int = DRAWS,
+    n_bootstrap: int = N_BOOTSTRAP,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Overall and per-class figures with 95 % intervals from a bootstrap over lesions.
+    """Compute overall and per-class figures with 95 % intervals from a bootstrap over lesions.
 
-    Images of one lesion resemble each other, so whole lesions are drawn, not images; intervals
-    from images would be too narrow. A figure that is undefined, such as the sensitivity to a class
-    without cases, is NaN. Means over classes are over those with at least one case. A draw that
-    lacks one of these is left out for the figures that need it. Where all cases of a class are
-    right, every draw says 1 and the interval has no width: that is a limit of the bootstrap, not
-    certainty; with n lesions the true value may well be as low as 1 - 3 / n (the rule of three).
+    Images of one lesion resemble each other, so lesions are resampled, not images. An undefined
+    figure, such as the sensitivity to a class without cases, is NaN. Means over classes are over
+    those with at least one case. Where all cases of a class are right, the interval has no width:
+    with n lesions the true value may be as low as 1 - 3 / n (the rule of three).
 
-    Overall: accuracy; balanced accuracy, the mean sensitivity; macro and support-weighted F1;
-    Cohen's kappa (Cohen 1960); Matthews' correlation for several classes (Gorodkin 2004); mean
-    one-against-rest area under the ROC curve and mean average precision; both again for malignant
-    (mel, bcc, akiec together) against benign; log loss in nats; Brier score, 0 to 2 (Brier 1950);
-    expected calibration error of the highest probability in `BINS` bins (Guo et al. 2017). The
-    predicted class is the most probable one, of equals the first in the order of the labels.
+    Log loss is in nats, the Brier score is 0 to 2 (Brier 1950), kappa is Cohen's (1960), `mcc` is
+    Matthews' correlation for several classes (Gorodkin 2004), `ece` is the expected calibration
+    error of the highest probability in `BINS` bins (Guo et al. 2017), `malignant_*` is malignant
+    against benign. The predicted class is the most probable one, the first of equals.
 
     Args:
-        y_true: int (n,), labels 0 to 6, n at least 1.
-        y_prob: float (n, 7), probabilities.
-        groups: (n,), the lesion of each image; None takes every image as a lesion of its own.
-        draws: bootstrap draws; 0 gives no intervals.
-        seed: of the draws.
-
-    Raises:
-        InputError: no images.
+        y_true: int (n,), labels, n at least 1.
+        y_prob: float (n, classes), probabilities.
+        groups: (n,), the lesion of each image; None: every image is a lesion of its own.
+        n_bootstrap: resamples; 0 gives no intervals.
+        seed: of the resamples.
 
     Returns:
-        `n`, `lesions`, `draws`; `overall`: figure to `{value, low, high, draws_left_out}`;
-        `per_class`: `dx` code to `support` and figures in the same form; `confusion_matrix`,
-        7 lists of 7 counts, rows true, columns predicted, in the order of `labels.DIAGNOSES`.
+        `n`, `lesions`, `n_bootstrap`; `overall`: name to `Figure`; `per_class`: `dx` code to
+        `support` and figures; `confusion_matrix`, counts, rows true, columns predicted.
+
+    Raises:
+        InputError: there are no images.
     """
-    weights, lesions = draw_weights(len(y_true), groups, draws=draws, seed=seed)
+    weights, lesions = draw_weights(len(y_true), groups, n_bootstrap=n_bootstrap, seed=seed)
     overall, per_class = _weighted_figures(np.asarray(y_true), np.asarray(y_prob), weights)
     matrix = compute_confusion_matrix(y_true, np.asarray(y_prob).argmax(axis=1))
     return {
         "n": len(y_true),
         "lesions": lesions,
-        "draws": draws,
+        "n_bootstrap": n_bootstrap,
         "overall": {name: summarise(values) for name, values in overall.items()},
         "per_class": {
             code: {"support": int(matrix[label].sum())}
@@ -99,8 +97,8 @@ def compute_classification_report(y_true: np.ndarray, y_pred: np.ndarray) -> pd.
     return pd.DataFrame(rows).T.astype({"support": int}).drop(index="micro avg", errors="ignore")
 
 
-def metrics_table(metrics: dict[str, Any]) -> pd.DataFrame:
-    """The figures as a table for readers: scope, figure, value, low, high, support."""
+def list_figures(metrics: dict[str, Any]) -> pd.DataFrame:
+    """All figures, for `metrics.csv`: scope, figure, value, low, high, undefined_resamples."""
     rows = [{"scope": "overall", "figure": name} | row for name, row in metrics["overall"].items()]
     for code, figures in metrics["per_class"].items():
         rows += [
@@ -109,15 +107,15 @@ def metrics_table(metrics: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def format_figure(figure: Mapping[str, float] | int) -> str:
-    """A figure with its interval, such as `0.725 [0.678, 0.770]`; a count as it is."""
+def format_figure(figure: Figure | int) -> str:
+    """Write a figure with its interval, such as `0.725 [0.678, 0.770]`, or a count."""
     if not isinstance(figure, Mapping):
         return f"{figure:,}"
     return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
 def compute_subgroups(
-    y_true: np.ndarray, y_prob: np.ndarray, rows: pd.DataFrame, *, draws: int = DRAWS
+    y_true: np.ndarray, y_prob: np.ndarray, rows: pd.DataFrame, *, n_bootstrap: int = N_BOOTSTRAP
 ) -> pd.DataFrame:
     """The figures within each sex, age band, body site and way of diagnosis.
 
@@ -128,16 +126,19 @@ def compute_subgroups(
         y_true: int (n,).
         y_prob: float (n, 7).
         rows: n rows with `lesion_id` and any of `sex`, `age` (years), `localization`, `dx_type`.
-        draws: bootstrap draws.
+        n_bootstrap: resamples.
 
     Returns:
         `attribute`, `subgroup`, `images`, `lesions`, `malignant` (images), `melanomas` (images),
-        `figure`, `value`, `low`, `high`, `draws_left_out`.
+        `figure`, `value`, `low`, `high`, `undefined_resamples`.
     """
     found = []
     for attribute, subgroup, chosen in _subgroups(rows):
         metrics = compute_metrics(
-            y_true[chosen], y_prob[chosen], groups=rows["lesion_id"][chosen], draws=draws
+            y_true[chosen],
+            y_prob[chosen],
+            groups=rows["lesion_id"][chosen],
+            n_bootstrap=n_bootstrap,
         )
         support: dict[str, Any] = {
             "attribute": attribute,
@@ -159,22 +160,22 @@ def compare_predictions(
     y_prob_b: np.ndarray,
     *,
     groups: np.ndarray | None = None,
-    draws: int = DRAWS,
+    n_bootstrap: int = N_BOOTSTRAP,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Two models on the same images: differences B - A with intervals, and McNemar's test.
 
-    Each bootstrap draw of lesions is used for both models, so what makes images hard for both
+    Each resample of lesions is used for both models, so what makes images hard for both
     cancels out. McNemar's test (McNemar 1947; here exact, on the binomial distribution) takes
     images as independent, which images of one lesion are not: with many images a lesion its p value
     is too small.
 
     Returns:
-        `n`, `lesions`, `draws`; `figures`: a list of `{scope, figure, a, b, difference, low, high,
-        draws_left_out}` with scope `overall` or a `dx` code; `mcnemar`: images that only A and that
-        only B got right, and the two-sided p value.
+        `n`, `lesions`, `n_bootstrap`; `figures`: a list of `scope` (`overall` or a `dx` code),
+        `figure`, `a`, `b`, `difference`, `low`, `high`, `undefined_resamples`; `mcnemar`: the
+        images that only A and that only B got right, and the two-sided p value.
     """
-    weights, lesions = draw_weights(len(y_true), groups, draws=draws, seed=seed)
+    weights, lesions = draw_weights(len(y_true), groups, n_bootstrap=n_bootstrap, seed=seed)
     figures = []
     sides = [_weighted_figures(y_true, y_prob, weights) for y_prob in (y_prob_a, y_prob_b)]
     (overall_a, per_class_a), (overall_b, per_class_b) = sides
@@ -194,68 +195,10 @@ def compare_predictions(
     return {
         "n": len(y_true),
         "lesions": lesions,
-        "draws": draws,
+        "n_bootstrap": n_bootstrap,
         "figures": figures,
         "mcnemar": {"only_a_right": only_a, "only_b_right": only_b, "p_value": float(p_value)},
     }
-
-
-def draw_weights(
-    count: int, groups: np.ndarray | None = None, *, draws: int = DRAWS, seed: int = 0
-) -> tuple[np.ndarray, int]:
-    """A bootstrap over lesions, as weights: how often each image counts in each draw.
-
-    Args:
-        count: number of images.
-        groups: (count,), the lesion of each image; None takes every image as a lesion of its own.
-        draws: number of draws.
-        seed: of the draws.
-
-    Returns:
-        float32 (1 + draws, count), the first row, all 1, being the data itself; and the number of
-        lesions.
-    """
-    if not count:
-        raise InputError("there are no images to compute figures from")
-    groups = np.arange(count) if groups is None else np.asarray(groups)
-    _, group_of = np.unique(groups, return_inverse=True)
-    lesions = int(group_of.max()) + 1
-    rng = np.random.default_rng(seed)
-    times = rng.multinomial(lesions, np.full(lesions, 1 / lesions), size=draws)
-    return np.vstack([np.ones(count), times[:, group_of]]).astype(np.float32), lesions
-
-
-def summarise(values: np.ndarray) -> dict[str, float | int]:
-    """A figure and its interval.
-
-    Args:
-        values: float (1 + draws,): of the data, then of the draws; NaN where undefined.
-
-    Returns:
-        `value`; `low` and `high`, the percentiles of the draws; `draws_left_out`, those with NaN.
-    """
-    drawn = values[1:][np.isfinite(values[1:])]
-    low, high = np.percentile(drawn, INTERVAL) if len(drawn) else (np.nan, np.nan)
-    return {
-        "value": float(values[0]),
-        "low": float(low),
-        "high": float(high),
-        "draws_left_out": len(values) - 1 - len(drawn),
-    }
-
-
-def compute_share(
-    hits: np.ndarray, cases: np.ndarray, weights: np.ndarray
-) -> dict[str, float | int]:
-    """The share of `cases` that are `hits`, with its interval; or the mean of `hits` over them.
-
-    Args:
-        hits: (n,), bool, or numbers to take the mean of.
-        cases: bool (n,); NaN results where none is true.
-        weights: from `draw_weights`.
-    """
-    cases = np.asarray(cases, np.float64)
-    return summarise(_divide(weights @ (np.asarray(hits) * cases), weights @ cases))
 
 
 def _subgroups(rows: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
@@ -282,49 +225,63 @@ def _weighted_figures(
     support, predicted = matrices.sum(axis=2), matrices.sum(axis=1)
     total = support.sum(axis=1)
     others = total[:, None] - support
-    sensitivity = _divide(hits, support)
-    f1 = np.where(support > 0, _divide(2 * hits, support + predicted), np.nan)
+    sensitivity = divide(hits, support)
+    f1 = np.where(support > 0, divide(2 * hits, support + predicted), np.nan)
     ranked = [_weighted_ranking(y_true == c, y_prob[:, c], weights) for c in range(NUM_CLASSES)]
     auc, average_precision = (np.stack(figure, axis=1) for figure in zip(*ranked, strict=True))
     per_class = {
         "sensitivity": sensitivity,
-        "specificity": _divide(others - (predicted - hits), others),
-        "ppv": _divide(hits, predicted),
-        "npv": _divide(others - (predicted - hits), total[:, None] - predicted),
+        "specificity": divide(others - (predicted - hits), others),
+        "ppv": divide(hits, predicted),
+        "npv": divide(others - (predicted - hits), total[:, None] - predicted),
         "f1": f1,
         "auc": auc,
         "average_precision": average_precision,
     }
-    # Classes without a case in the data itself are outside every mean; a draw that lacks another
-    # class gives NaN and is left out by `summarise`.
+    # Classes without a case in the data itself are outside every mean; a resample that lacks
+    # another class gives NaN and is left out by `summarise`.
     present = support[0] > 0
-    right = hits.sum(axis=1)
-    chance = (support * predicted).sum(axis=1)
+    overall = {
+        "accuracy": divide(hits.sum(axis=1), total),
+        "balanced_accuracy": sensitivity[:, present].mean(axis=1),
+        "macro_f1": f1[:, present].mean(axis=1),
+        "weighted_f1": divide(np.nansum(support * f1, axis=1), total),
+        **_agreement(hits.sum(axis=1), support, predicted),
+        "macro_auc": auc[:, present].mean(axis=1),
+        "macro_average_precision": average_precision[:, present].mean(axis=1),
+        **_weighted_losses(y_true, y_prob, weights),
+    }
+    return overall, per_class
+
+
+def _agreement(
+    right: np.ndarray, support: np.ndarray, predicted: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Cohen's kappa and Matthews' correlation, (d,) each, from counts (d,) and (d, classes)."""
+    total, chance = support.sum(axis=1), (support * predicted).sum(axis=1)
+    spread = (total**2 - (predicted**2).sum(axis=1)) * (total**2 - (support**2).sum(axis=1))
+    return {
+        "cohen_kappa": divide(total * right - chance, total**2 - chance),
+        "mcc": divide(total * right - chance, np.sqrt(spread)),
+    }
+
+
+def _weighted_losses(
+    y_true: np.ndarray, y_prob: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Malignant against benign, log loss, Brier score and calibration error, (d,) each."""
+    total = weights.sum(axis=1, dtype=np.float64)
     malignant = _weighted_ranking(MALIGNANT[y_true], y_prob[:, MALIGNANT].sum(axis=1), weights)
     one_hot = np.eye(NUM_CLASSES)[y_true]
     # As scikit-learn does: a probability of 0 for the truth would make the loss infinite.
     certain = np.clip(y_prob[np.arange(len(y_true)), y_true], np.finfo(np.float64).eps, 1)
-    overall = {
-        "accuracy": _divide(right, total),
-        "balanced_accuracy": sensitivity[:, present].mean(axis=1),
-        "macro_f1": f1[:, present].mean(axis=1),
-        "weighted_f1": _divide(np.nansum(support * f1, axis=1), total),
-        "cohen_kappa": _divide(total * right - chance, total**2 - chance),
-        "mcc": _divide(
-            total * right - chance,
-            np.sqrt(
-                (total**2 - (predicted**2).sum(axis=1)) * (total**2 - (support**2).sum(axis=1))
-            ),
-        ),
-        "macro_auc": auc[:, present].mean(axis=1),
-        "macro_average_precision": average_precision[:, present].mean(axis=1),
+    return {
         "malignant_auc": malignant[0],
         "malignant_average_precision": malignant[1],
-        "log_loss": _divide(weights @ -np.log(certain), total),
-        "brier": _divide(weights @ ((y_prob - one_hot) ** 2).sum(axis=1), total),
+        "log_loss": divide(weights @ -np.log(certain), total),
+        "brier": divide(weights @ ((y_prob - one_hot) ** 2).sum(axis=1), total),
         "ece": _weighted_calibration_error(y_true, y_prob, weights),
     }
-    return overall, per_class
 
 
 def _weighted_ranking(
@@ -334,7 +291,7 @@ def _weighted_ranking(
 
     The area is the Mann-Whitney statistic, ties counting half; average precision is the sum over
     thresholds of precision times gain in recall. Both are held to scikit-learn's values by a test;
-    scikit-learn would need one call for each draw.
+    scikit-learn would need one call for each resample.
     """
     order = np.argsort(score, kind="stable")
     starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
@@ -344,11 +301,11 @@ def _weighted_ranking(
     negatives = mass - positives
     all_positives = positives.sum(axis=1)
     below = np.cumsum(negatives, axis=1) - negatives / 2
-    auc = _divide((positives * below).sum(axis=1), all_positives * negatives.sum(axis=1))
+    auc = divide((positives * below).sum(axis=1), all_positives * negatives.sum(axis=1))
     # From the highest score down: what is called positive, and how much of it is.
     called, found = (np.cumsum(part[:, ::-1], axis=1)[:, ::-1] for part in (mass, positives))
     precision = np.divide(found, called, out=np.zeros_like(found), where=called > 0)
-    return auc, _divide((positives * precision).sum(axis=1), all_positives)
+    return auc, divide((positives * precision).sum(axis=1), all_positives)
 
 
 def _weighted_calibration_error(
@@ -357,9 +314,4 @@ def _weighted_calibration_error(
     confidence = y_prob.max(axis=1)
     bins = np.eye(BINS)[np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)]
     gap = (confidence - (y_prob.argmax(axis=1) == y_true))[:, None] * bins
-    return _divide(np.abs(weights @ gap).sum(axis=1), weights.sum(axis=1, dtype=np.float64))
-
-
-def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Elementwise quotient; NaN where the divisor is 0."""
-    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below != 0)
+    return divide(np.abs(weights @ gap).sum(axis=1), weights.sum(axis=1, dtype=np.float64))

@@ -1,28 +1,28 @@
-"""The model card of a run, in Hugging Face's form: its numbers are those of the run's files.
+"""The model card of a run in Hugging Face's form, from the run's own files.
 
-The words stand in `model_card.md`, for a run on the synthetic sample in `model_card_synthetic.md`.
+The text is in the Jinja template `model_card.md`; this file computes what goes into it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from skinlesion.config import Config
+from skinlesion.data.leakage import audit_split
 from skinlesion.data.near_duplicates import read_near_duplicates
-from skinlesion.data.split import SPLITS, audit_split, read_split
+from skinlesion.data.split import SPLITS
 from skinlesion.diagnoses import DIAGNOSES, DISCLAIMER, LABEL_OF, SYNTHETIC_NOTE
 from skinlesion.evaluation.metrics import MALIGNANT, format_figure
-from skinlesion.evaluation.report import SHOWN_FROM
-from skinlesion.files import InputError, name_some, read_json
-from skinlesion.model.checkpoints import find_best
-from skinlesion.model.run import read_run_config
+from skinlesion.files import InputError, name_some
+from skinlesion.model.run import Run
 
+SHOWN_FROM = 20
+"""Test images that a subgroup needs to be in the card; `subgroups.csv` has all."""
 LEAST_CASES = 10
 """Images of a kind that a subgroup needs for a figure about that kind to be shown."""
 OVERALL = {
@@ -40,51 +40,48 @@ OVERALL = {
 HUB_METRICS = {"balanced_accuracy": "balanced_accuracy", "macro_f1": "f1", "macro_auc": "roc_auc"}
 """Figures that the header gives, and what the Hub calls such metrics."""
 ATTRIBUTES = {"sex": "sex", "age": "age", "localization": "site", "dx_type": "diagnosed by"}
-NO_GATE = "Nothing turns away images of something else."
-GATE = (
-    "`predict` and the demo say when an image is farther from the training images than 95 % of "
-    "the validation images are"
+OOD = (
+    "`predict` and the demo flag images that are farther from the training images than 95 % of the "
+    "validation images are"
 )
 PER_CLASS = ("support", "sensitivity", "specificity", "ppv", "auc", "average_precision")
 
 
-def make_model_card(run: Path) -> str:
-    """Describe a run for people who did not make it.
+def make_model_card(run: Run) -> str:
+    """Describe a calibrated run for people who did not make it.
 
     Args:
-        run: a finished run directory. Of what it does not hold, such as an evaluation, the card
-            says that it is missing.
+        run: what it does not have, such as an evaluation, is called missing in the card.
 
     Returns:
-        Markdown with a YAML header: what the Hugging Face Hub shows as the README.md of a model.
+        Markdown with a YAML header, the README.md of a model on the Hugging Face Hub.
 
     Raises:
         InputError: the run is not finished, or its files do not fit this version.
     """
-    described, config = read_json(run / "config.json"), read_run_config(run)
-    info, split = read_json(run / "model" / "bundle.json"), read_split(run / "splits.csv")
-    path = run / "evaluation" / "metrics.json"
-    metrics = read_json(path) if path.is_file() else None
+    metrics, split, synthetic = run.metrics, run.split, run.synthetic
     absent = sorted(set(OVERALL) - set(metrics["overall"])) if metrics else []
     if absent:
-        raise InputError(f"{path}: of another version, lacks {name_some(absent)}; evaluate again")
-    words = "model_card_synthetic.md" if info["synthetic"] else "model_card.md"
-    template = Template((files("skinlesion.evaluation") / words).read_text(encoding="utf-8"))
-    header = _make_header(config.recipe, metrics, synthetic=info["synthetic"])
-    body = template.substitute(
+        raise InputError(
+            f"{run.evaluation_dir}: of another version, lacks {name_some(absent)}; evaluate again"
+        )
+    card = ModelCard.from_template(
+        _make_header(run.config.recipe, metrics, synthetic=synthetic),
+        template_str=(files("skinlesion.evaluation") / "model_card.md").read_text("utf-8"),
+        synthetic=synthetic,
         disclaimer=DISCLAIMER,
         synthetic_note=SYNTHETIC_NOTE,
-        image_size="{}x{}".format(*info["image_size"]),
+        image_size="{}x{}".format(*run.info.image_size),
         headline=_describe_headline(metrics),
         images=f"{len(split):,}",
         lesions=f"{split['lesion_id'].nunique():,}",
         counts=_count_classes(split),
         audit=_describe_audit(split),
-        training=_describe_training(described, config, run / "history.csv"),
-        evaluation=_describe_evaluation(metrics, run / "evaluation" / "subgroups.csv"),
-        gate=_describe_gate(metrics) if info["foreign_image_gate"] else NO_GATE,
+        training=_describe_training(run),
+        evaluation=_describe_evaluation(metrics, run.evaluation_dir / "subgroups.csv"),
+        ood=_describe_ood(metrics),
     )
-    return f"---\n{header.to_yaml()}\n---\n\n{body}"
+    return str(card)
 
 
 def _make_header(recipe: str, metrics: dict[str, Any] | None, *, synthetic: bool) -> ModelCardData:
@@ -132,11 +129,11 @@ def _describe_headline(metrics: dict[str, Any] | None) -> str:
     )
 
 
-def _describe_gate(metrics: dict[str, Any] | None) -> str:
-    found = (metrics or {}).get("foreign_image_gate")
+def _describe_ood(metrics: dict[str, Any] | None) -> str:
+    found = (metrics or {}).get("ood")
     if not found:
-        return f"{GATE}."
-    return f"{GATE}; of the test images, they let in a share of {_format(found['let_in'])}."
+        return f"{OOD}."
+    return f"{OOD}; {_format(found['in_distribution'])} of the test images are not flagged."
 
 
 def _count_classes(split: pd.DataFrame) -> str:
@@ -162,9 +159,9 @@ def _describe_audit(split: pd.DataFrame) -> str:
             for where in ("train", "train or validation")
         ]
         return (
-            "**This split leaks.** In more than one part of it are lesions: "
+            "**This split leaks.** Lesions in more than one part: "
             f"{found.lesions_shared:,}; {pairs}: {len(found.pairs_across):,}. {', '.join(shares)}. "
-            "So far as that goes, the figures below are too good."
+            "The figures below are therefore too optimistic."
         )
     known = f"none of the {found.pairs_known:,} {pairs} is parted; there may be more such pairs"
     unknown = "whether one is there under two ids is not known"
@@ -174,23 +171,25 @@ def _describe_audit(split: pd.DataFrame) -> str:
     )
 
 
-def _describe_training(described: dict[str, Any], config: Config, history: Path) -> str:
+def _describe_training(run: Run) -> str:
+    described, config = run.description, run.config
     weights = described["weights"]
-    loaded = f"{weights['loaded_layers']} of {weights['layers']} layers of the backbone"
-    name = Path(weights["source"]).name  # where the file lay is nobody's business
+    # Only the name: where the file was is private.
+    name = Path(weights["source"]).name
+    loaded = f"{name}, in {weights['loaded_layers']} of {weights['layers']} layers of the backbone"
     versions = [f"{name} {number}" for name, number in described["versions"].items() if number]
     rows = {
         "recipe": config.recipe,
-        "pretrained weights": f"{name}, in {loaded}" if weights["loaded_layers"] else "none",
+        "pretrained weights": loaded if weights["loaded_layers"] else "none",
         "training images": f"{config.limit:,} at most" if config.limit else "all of the split's",
-        "fitting": _describe_fitting(config, pd.read_csv(history)) if history.is_file() else "-",
+        "fitting": _describe_fitting(config, run.history),
         "seed": str(config.seed),
-        "device": ", ".join(filter(None, [described["device"], described.get("precision")])),
+        "device": f"{described['device']}, {described['precision']}",
         "versions": ", ".join(versions),
-        "commit": described["commit"] or "not known: an installed package",
+        "commit": described["commit"] or "unknown: an installed package",
         "data": f"SHA-256 {described['dataset']['fingerprint']}",
     }
-    settings = config.to_dict() | {"weights": Path(config.weights).name}
+    settings = config.model_dump() | {"weights": Path(config.weights).name}
     parts = [
         _make_table(("", ""), rows.items()),
         f"<details><summary>All {len(settings)} settings</summary>",
@@ -201,14 +200,13 @@ def _describe_training(described: dict[str, Any], config: Config, history: Path)
 
 
 def _describe_fitting(config: Config, history: pd.DataFrame) -> str:
-    best = history.iloc[find_best(history.to_dict("records"))]
-    kept = f"the lowest validation loss, {best['val_loss']:.3f}"
-    if config.method == "regression":
-        return (
-            "a logistic regression on features of the pretrained network, which itself is not "
-            f"trained; of {len(history)} strengths, C = {best['C']:g} is kept, with {kept}"
-        )
-    return f"{len(history)} of {config.epochs} epochs; epoch {best['epoch']} is kept, with {kept}"
+    if history.empty:
+        return "a logistic regression on features of the pretrained network, which is not trained"
+    best = history.loc[history["val_loss"].idxmin()]
+    return (
+        f"{len(history)} of {config.epochs} epochs; epoch {best['epoch']} is kept, with the lowest "
+        f"validation loss, {best['val_loss']:.3f}"
+    )
 
 
 def _describe_evaluation(metrics: dict[str, Any] | None, subgroups: Path) -> str:
@@ -219,7 +217,7 @@ def _describe_evaluation(metrics: dict[str, Any] | None, subgroups: Path) -> str
     matrix = zip(LABEL_OF, metrics["confusion_matrix"], strict=True)
     parts = [
         f"{metrics['n']:,} test images of {metrics['lesions']:,} lesions. In brackets, 95 % "
-        f"intervals: percentiles of {metrics['draws']:,} bootstrap draws of lesions (not images: "
+        f"intervals: percentiles of {metrics['n_bootstrap']:,} resamples of lesions (not images: "
         "those of one lesion resemble each other). An interval without width is no certainty: "
         "where all of n lesions are right, the true share may well be 1 - 3 / n.",
         _make_table(
@@ -235,7 +233,7 @@ def _describe_evaluation(metrics: dict[str, Any] | None, subgroups: Path) -> str
         _make_table(("", *LABEL_OF), [(code, *counts) for code, counts in matrix]),
         *_describe_calibration(metrics.get("calibration")),
         "### Subgroups",
-        _describe_subgroups(subgroups, metrics["draws"]),
+        _describe_subgroups(subgroups, metrics["n_bootstrap"]),
     ]
     return "\n\n".join(parts)
 
@@ -293,7 +291,7 @@ def _describe_subgroups(csv: Path, draws: int) -> str:
             ("malignant_auc", min(malignant, images - malignant)),
             ("sensitivity_mel", melanomas),
         ):
-            enough = cases >= LEAST_CASES and figures[name]["draws_left_out"] <= draws / 2
+            enough = cases >= LEAST_CASES and figures[name]["undefined_resamples"] <= draws / 2
             row.append(figures[name] if enough else "too few")
         rows.append(row)
     if not rows:

@@ -1,4 +1,4 @@
-"""Every figure: takes data and an Axes or makes one, returns the Axes, never calls `show()`."""
+"""Every plot. Each takes data, draws on the given Axes or new ones, and returns them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -69,25 +69,30 @@ def plot_confusion_matrix(
     return ax
 
 
+def plot_confusion_matrices(matrix: Any) -> Figure:
+    """Plot a confusion matrix twice: images, and shares of each row. Arguments: counts (7, 7)."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.4), layout="constrained")
+    plot_confusion_matrix(np.asarray(matrix), ax=left)
+    plot_confusion_matrix(np.asarray(matrix), normalize=True, ax=right)
+    return figure
+
+
 def plot_learning_curves(history: pd.DataFrame, axes: Sequence[Axes] | None = None) -> list[Axes]:
-    """Loss and accuracy by epoch, for training and validation, phases shaded.
+    """Plot loss and accuracy of training and validation by epoch.
 
     Args:
-        history: as in `history.csv`.
+        history: from `Run.history`; without rows, the plots are empty.
         axes: two Axes, or None to make them.
     """
     axes = list(axes) if axes is not None else list(plt.subplots(1, 2, figsize=(10, 3.8))[1])
     for ax, figure in zip(axes, ("loss", "accuracy"), strict=True):
         for column, label in ((figure, "training"), (f"val_{figure}", "validation")):
-            ax.plot(history["epoch"], history[column], marker="o", label=label)
-        for index, (phase, rows) in enumerate(history.groupby("phase", sort=False)):
-            first, last = rows["epoch"].min() - 0.5, rows["epoch"].max() + 0.5
-            ax.axvspan(first, last, color=f"C{index + 7}", alpha=0.12)
-            name = str(phase).replace("_", " ")
-            ax.text(first + 0.05, 1.01, name, transform=ax.get_xaxis_transform(), fontsize=8)
+            if len(history):
+                ax.plot(history["epoch"], history[column], marker="o", label=label)
         ax.set(xlabel="epoch", ylabel=figure)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.legend()
+        if len(history):
+            ax.legend()
     return axes
 
 
@@ -173,7 +178,7 @@ def plot_reliability(
         ax: where to draw.
     """
     ax = ax or _new_axes(5.2, 5)
-    ax.plot([0, 1], [0, 1], color="lightgray", linestyle="--", label="as confident as right")
+    ax.plot([0, 1], [0, 1], color="lightgray", linestyle="--", label="perfect calibration")
     for color, (name, y_prob) in enumerate(y_probs.items()):
         confidence, right = y_prob.max(axis=1), y_prob.argmax(axis=1) == y_true
         share, mean = calibration_curve(right, confidence.clip(0, 1), n_bins=BINS)
@@ -181,32 +186,37 @@ def plot_reliability(
         # A histogram along the bottom: points that stand on few images say little.
         height, edges = np.histogram(confidence, np.linspace(0, 1, BINS + 1))
         ax.stairs(0.2 * height / max(1, height.max()), edges, color=f"C{color}", alpha=0.6)
-    ax.set(xlabel="confidence", ylabel="share right", xlim=(0, 1), ylim=(0, 1.02))
-    ax.set_title("Reliability (steps below: images at that confidence)", fontsize=10)
+    ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    ax.set_title("Reliability (histogram: images at each confidence)", fontsize=10)
     ax.legend(loc="upper left")
     return ax
 
 
-def plot_risk_coverage(referral: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
-    """Error and missed malignant lesions, by the share of images judged without a doctor.
+def plot_risk_coverage(rows: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
+    """Plot errors and missed malignant images against the share of images that are predicted.
 
     Args:
-        referral: from `calibration.compute_referral`.
+        rows: from `decisions.compute_selective_prediction`.
         ax: where to draw.
     """
     ax = ax or _new_axes(6, 4)
-    coverage = [row["coverage"] for row in referral]
-    names = {"error": "judged wrongly", "missed": "malignant images called benign, not referred"}
+    coverage = [row["coverage"] for row in rows]
+    names = {"error": "wrong predictions", "missed": "malignant images predicted as benign"}
     for name, label in names.items():
         low, value, high = (
-            np.array([r[name][end] for r in referral], float) for end in ("low", "value", "high")
+            np.array([r[name][end] for r in rows], float) for end in ("low", "value", "high")
         )
         ax.plot(coverage, value, marker="o", markersize=3, label=label)
         ax.fill_between(coverage, low, high, alpha=0.15)
-    ax.set(xlabel="images judged, the rest referred", ylabel="share", xlim=(0, 1), ylim=(0, None))
+    ax.set(
+        xlabel="images predicted; the rest is left to a doctor",
+        ylabel="share",
+        xlim=(0, 1),
+        ylim=(0, None),
+    )
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.set_title("Risk when uncertain images are referred")
+    ax.set_title("Selective prediction")
     ax.legend()
     return ax
 

@@ -1,0 +1,85 @@
+"""What the page shows: a model, the figures of its evaluation, examples."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skinlesion.data.ham10000 import METADATA_NAME, find_local_dataset, list_images, read_metadata
+from skinlesion.data.synthetic import make_sample
+from skinlesion.demo.predict import CalibratedPredictor
+from skinlesion.diagnoses import CLASS_NAMES, LABEL_OF
+from skinlesion.model.run import Run
+
+EXAMPLE_SEED = 1
+"""Seed of the example drawings for a model of the sample. The sample itself has seed 0."""
+NOT_EVALUATED = """\
+This model has not been evaluated, so its accuracy is unknown. Run
+`python -m skinlesion evaluate --run RUN`, and this tab shows the figures."""
+FIGURES = {
+    "confusion_matrix_normalized": "Confusion matrix: each row is a true class",
+    "reliability": "Reliability: do probabilities match frequencies?",
+    "roc_curves": "ROC curves, each class against the rest",
+    "subgroups": "Subgroups",
+    "risk_coverage": "Selective prediction: error when uncertain images are left out",
+}
+"""Figures of an evaluation that show no photograph, and their titles on the page."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the page shows.
+
+    Attributes:
+        model: the model.
+        metrics: of its run; None if it was not evaluated.
+        card: its model card, Markdown.
+        figures: pictures of its evaluation, and their titles.
+        examples: image files, and their true diagnoses.
+    """
+
+    model: CalibratedPredictor
+    metrics: dict[str, Any] | None
+    card: str
+    figures: tuple[tuple[Path, str], ...]
+    examples: tuple[tuple[Path, str], ...]
+
+
+def load_content(run: Run, *, data: str | Path | None, drawn: Path) -> Content:
+    """Load everything that a run, or a saved model by itself, gives the page.
+
+    Args:
+        run: from `Run.find`.
+        data: the dataset, for examples. None: the one at hand, without a download.
+        drawn: an empty folder for drawings, if these are the examples.
+
+    Raises:
+        InputError: the model is damaged or not calibrated, or `data` is not a dataset.
+    """
+    card = run.evaluation_dir / "model_card.md"
+    figures = ((run.evaluation_dir / f"{name}.png", title) for name, title in FIGURES.items())
+    return Content(
+        model=CalibratedPredictor(run),
+        metrics=run.metrics,
+        # Without the header for the Hugging Face Hub.
+        card=card.read_text("utf-8").split("\n---\n", 1)[-1] if card.is_file() else NOT_EVALUATED,
+        figures=tuple((path, title) for path, title in figures if path.is_file()),
+        examples=tuple(choose_examples(run, data, drawn)),
+    )
+
+
+def choose_examples(run: Run, data: str | Path | None, drawn: Path) -> list[tuple[Path, str]]:
+    """Choose a test image of each class; without the dataset, drawings if the model knows them."""
+    found = find_local_dataset(data or run.dataset)
+    if found and run.has_split:
+        rows = run.rows("test").drop_duplicates("dx").sort_values("label")
+        images = list_images(found)
+        if set(rows["image_id"]) <= set(images):
+            return [(images[row.image_id], CLASS_NAMES[row.label]) for row in rows.itertuples()]
+    if not run.synthetic:
+        return []
+    sample = make_sample(drawn / "sample", images_per_class=1, seed=EXAMPLE_SEED)
+    table, images = read_metadata(sample / METADATA_NAME), list_images(sample)
+    return [
+        (images[image], CLASS_NAMES[LABEL_OF[code]])
+        for image, code in sorted(zip(table["image_id"], table["dx"], strict=True))
+    ]

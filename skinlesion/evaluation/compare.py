@@ -1,0 +1,78 @@
+"""Compare two evaluated runs on the same test images."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from skinlesion.diagnoses import SYNTHETIC_NOTE
+from skinlesion.evaluation import plots
+from skinlesion.evaluation.metrics import compare_predictions
+from skinlesion.files import InputError, write_csv, write_json
+from skinlesion.machine import say
+from skinlesion.model.run import Run
+
+
+def compare(run_a: Path, run_b: Path, out: Path) -> dict[str, Any]:
+    """Compare two evaluated runs with paired intervals and McNemar's test.
+
+    Args:
+        run_a: an evaluated run.
+        run_b: another one with the same test images.
+        out: folder for `comparison.json`, `comparison.csv` and `comparison.png`.
+
+    Returns:
+        What `comparison.json` holds: see `compare_predictions`.
+
+    Raises:
+        InputError: a run is not evaluated, or the test images differ.
+    """
+    a, b = Run.find(run_a), Run.find(run_b)
+    rows, other = a.rows("test"), b.rows("test")
+    image_ids = list(rows["image_id"])
+    if set(image_ids) != set(other["image_id"]):
+        common = len(set(image_ids) & set(other["image_id"]))
+        raise InputError(
+            f"{a} and {b} have different test images ({common:,} of {len(rows):,} and "
+            f"{len(other):,} in common): train both with one --splits file"
+        )
+    found = compare_predictions(
+        rows["label"].to_numpy(),
+        a.read_predictions("test", image_ids),
+        b.read_predictions("test", image_ids),
+        groups=rows["lesion_id"].to_numpy(),
+    ) | {"a": str(a), "b": str(b), "synthetic": a.synthetic or b.synthetic}
+    figures = pd.DataFrame(found["figures"])
+    shown = _choose_figures(figures)
+    ax = plots.plot_forest(
+        shown.assign(value=shown["difference"]),
+        title=f"{b.folder.name} minus {a.folder.name}, 95 % interval",
+        reference=0,
+    )
+    plots.caption(ax.figure, synthetic=found["synthetic"])
+    plots.save_figure(ax.figure, out / "comparison.png")
+    write_csv(out / "comparison.csv", figures)
+    write_json(out / "comparison.json", found)
+    _say_results(found, shown)
+    return found
+
+
+def _choose_figures(figures: pd.DataFrame) -> pd.DataFrame:
+    """The overall figures and the sensitivity to each class, with labels for readers."""
+    chosen = (figures["scope"] == "overall") | (figures["figure"] == "sensitivity")
+    shown = figures[chosen]
+    scope = shown["scope"].map(lambda scope: "" if scope == "overall" else f" {scope}")
+    return shown.assign(label=shown["figure"].str.replace("_", " ") + scope)
+
+
+def _say_results(found: dict[str, Any], shown: pd.DataFrame) -> None:
+    if found["synthetic"]:
+        say(SYNTHETIC_NOTE)
+    table = shown[["label", "a", "b", "difference", "low", "high"]]
+    text = table.to_string(index=False, float_format="{:.3f}".format)
+    say(f"A: {found['a']}\nB: {found['b']}\n{text}")
+    test = found["mcnemar"]
+    say(
+        f"only A right: {test['only_a_right']:,} images, only B right: {test['only_b_right']:,}; "
+        f"McNemar's exact test: p = {test['p_value']:.2g}"
+    )
