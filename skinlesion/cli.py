@@ -309,10 +309,10 @@ def predict(
     from skinlesion.demo.predict import predict as predict_files
 
     table = predict_files(run, paths, out, isic=isic)
-    shown = table.filter(["file", "image", "prediction", "malignant", "in_distribution", "error"])
+    shown = table[["file", "prediction", "malignant", "p_malignant", "in_distribution", "error"]]
     print(shown.to_string(index=False, max_rows=20))
     print(DISCLAIMER)
-    if "error" in table and table["error"].fillna("").any():
+    if table["error"].any():
         raise typer.Exit(FAILURE)
 
 
