@@ -152,7 +152,7 @@ def split(
     from skinlesion.data.leakage import audit_file
     from skinlesion.data.split import count_by_class, write_split
 
-    options = {"seed": seed, "fold": chosen, "near_duplicates": near_duplicates}
+    options: dict[str, Any] = {"seed": seed, "fold": chosen, "near_duplicates": near_duplicates}
     print(count_by_class(write_split(data, out, recipe=recipe or "default", **options)).to_string())
     print(audit_file(out, data=data, near_duplicates=near_duplicates).describe())
 

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Before TensorFlow is imported: no log lines between the tests' own.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -135,3 +137,26 @@ def flat_data(tmp_path: Path) -> Path:
     columns = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"]
     pd.DataFrame(rows, columns=columns).to_csv(data / "HAM10000_metadata.csv", index=False)
     return data
+
+
+@pytest.fixture
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, int]]:
+    """Start to count how many images are decoded and predicted, wherever that happens."""
+
+    def start() -> dict[str, int]:
+        calls = {"decoded": 0, "predicted": 0}
+        opened, predicted = Image.open, Predictor.predict_images
+
+        def count_open(*args: Any, **options: Any) -> Any:
+            calls["decoded"] += 1
+            return opened(*args, **options)
+
+        def count_predict(self: Predictor, images: np.ndarray, **options: Any) -> Any:
+            calls["predicted"] += len(images)
+            return predicted(self, images, **options)
+
+        monkeypatch.setattr(Image, "open", count_open)
+        monkeypatch.setattr(Predictor, "predict_images", count_predict)
+        return calls
+
+    return start

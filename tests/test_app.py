@@ -15,20 +15,17 @@ import gradio as gr
 import httpx
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from nbclient import NotebookClient
 from PIL import Image
 
-from skinlesion.data.isic import read_predictions
 from skinlesion.demo import app
-from skinlesion.demo.exhibit import SHOWN_SIZE
+from skinlesion.demo.predict import SHOWN_SIZE, predict, predict_image
 from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, DISCLAIMER, SYNTHETIC_NOTE
-from skinlesion.evaluation.calibration import apply_temperature
 from skinlesion.files import InputError, read_json
-from skinlesion.model.predictor import Predictor
-from skinlesion.workflow import predict
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 README = Path(__file__).parent.parent / "README.md"
@@ -37,13 +34,8 @@ ENDPOINTS = ("predict", "explain", "predict_many", "describe")
 
 
 @pytest.fixture(scope="module")
-def predictor(evaluated_run):
-    return Predictor.load(evaluated_run)
-
-
-@pytest.fixture(scope="module")
-def demo(evaluated_run, predictor, sample):
-    running = app.launch(evaluated_run, predictor, data=sample)
+def demo(evaluated_run, sample):
+    running = app.launch(evaluated_run, data=sample)
     yield running
     running.close()
 
@@ -70,35 +62,27 @@ def ask(client, path):
 
 def probabilities(answer):
     """Probabilities (7,) of an answer, in the order of the classes."""
-    by_code = {candidate["code"]: candidate["probability"] for candidate in answer["candidates"]}
+    by_code = {one["code"]: one["probability"] for one in answer["diagnoses"]}
     return np.array([by_code[code] for code in CLASS_CODES])
 
 
-def test_an_answer_holds_all_that_the_docs_say(client, picture, evaluated_run):
+def test_an_answer_is_the_result_of_the_file(client, picture, evaluated_run):
     answer = ask(client, picture)
-    assert set(answer) == {
-        "image",
-        "is_dermatoscopic",
-        "problems",
-        "candidates",
-        "malignancy",
-        "is_malignant",
-        "operating_point",
-        "sentence",
-    }
-    assert answer["image"] == picture.name
-    assert {candidate["name"] for candidate in answer["candidates"]} == set(CLASS_NAMES)
-    assert probabilities(answer).sum() == pytest.approx(1, abs=1e-6)
-    shown = [candidate["probability"] for candidate in answer["candidates"]]
-    assert shown == sorted(shown, reverse=True)
-    assert answer["candidates"][0]["in_prediction_set"]
-    malignant = sum(c["probability"] for c in answer["candidates"] if c["malignant"])
-    assert answer["malignancy"] == pytest.approx(malignant, abs=1e-6)
+    expected = predict_image(evaluated_run, picture).to_dict()
+    assert set(answer) == set(expected)
+    assert answer["file"] == picture.name
+    assert [one["code"] for one in answer["diagnoses"]] == [
+        one["code"] for one in expected["diagnoses"]
+    ]
+    assert {one["name"] for one in answer["diagnoses"]} == set(CLASS_NAMES)
+    assert probabilities(answer) == pytest.approx(probabilities(expected), abs=1e-6)
     point = read_json(evaluated_run / "evaluation" / "metrics.json")["calibration"]
     point = point["operating_points"][1]
     assert answer["operating_point"]["threshold"] == pytest.approx(point["threshold"])
     assert answer["operating_point"]["sensitivity"]["value"] == point["sensitivity"]["value"]
-    assert answer["is_malignant"] == (answer["malignancy"] >= point["threshold"])
+    assert answer["is_malignant"] == (answer["p_malignant"] >= point["threshold"])
+    for key in ("prediction_set", "is_in_distribution", "problems", "headline", "sentence"):
+        assert answer[key] == expected[key]
 
 
 def test_the_docs_name_every_part_of_an_answer(client, picture):
@@ -131,43 +115,53 @@ def test_the_example_with_python_works_as_it_stands_in_the_readme(demo, client, 
 def in_a_notebook(run, path):
     """`dx` code to calibrated probability, from notebook 5's own cell, run in a kernel."""
     cells = nbformat.read(NOTEBOOKS / "05_gradio_demo.ipynb", as_version=4).cells
-    (cell,) = [cell for cell in cells if "verdict = judge_image(" in cell.source]
+    (cell,) = [cell for cell in cells if "predict_image(" in cell.source]
     before = (
-        "from pathlib import Path\nfrom skinlesion.data.ham10000 import is_sample\n"
-        f"run, images, image = Path({str(run)!r}), Path({str(path.parent)!r}), {str(path)!r}"
+        f"import skinlesion as sl\nrun, image = sl.Run({str(run)!r}), {str(path)!r}\nimages = None"
     )
-    after = "{one.code: one.probability for one in verdict.candidates}"
-    sources = (before, cell.source, after)
+    sources = (before, cell.source, "result.probabilities")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
     answer = NotebookClient(notebook, kernel_name="python3").execute().cells[-1].outputs[0]
     return ast.literal_eval(answer.data["text/plain"])
 
 
-def test_page_command_line_bundle_and_notebook_agree(
-    client, predictor, evaluated_run, picture, tmp_path
+def test_page_command_line_saved_model_and_notebook_give_one_confidence(
+    client, evaluated_run, picture, tmp_path
 ):
-    """One image, one answer; the command line and the predictor give it before calibration."""
+    answer = ask(client, picture)
+    page = probabilities(answer)
     in_notebook = in_a_notebook(evaluated_run, picture)
-    from_bundle = Predictor.load(evaluated_run / "model").predict(picture).probabilities
+    assert page == pytest.approx([in_notebook[code] for code in CLASS_CODES], abs=1e-6)
+    from_bundle = predict_image(evaluated_run / "model", picture).probabilities
+    assert page == pytest.approx(list(from_bundle.values()), abs=1e-6)
     predict(evaluated_run, [picture], tmp_path / "called.csv")
     command = [sys.executable, "-m", "skinlesion", "predict", "--run", evaluated_run, picture]
     subprocess.run([*command, "--out", tmp_path / "typed.csv"], check=True, capture_output=True)
-    page = probabilities(ask(client, picture))
-    assert np.allclose(page, [in_notebook[code] for code in CLASS_CODES], atol=1e-6)
-    for other in (
-        [from_bundle[code] for code in CLASS_CODES],
-        read_predictions(tmp_path / "called.csv")[1][0],
-        read_predictions(tmp_path / "typed.csv")[1][0],
-    ):
-        calibrated = apply_temperature(np.array([other]), predictor.calibration.temperature)[0]
-        assert np.allclose(page, calibrated, atol=1e-6)
+    for name in ("called.csv", "typed.csv"):
+        (row,) = pd.read_csv(tmp_path / name, keep_default_na=False).to_dict("records")
+        assert page == pytest.approx([row[f"p_{code}"] for code in CLASS_CODES], abs=1e-6)
+        assert row["p_malignant"] == pytest.approx(answer["p_malignant"], abs=1e-6)
+        assert row["ood_score"] == pytest.approx(answer["ood_score"], rel=1e-5)
+        assert row["malignant"] == answer["is_malignant"]
+        assert row["in_distribution"] == answer["is_in_distribution"]
+        assert row["prediction"] == answer["diagnoses"][0]["code"]
+        assert row["prediction_set"].split() == answer["prediction_set"]
+        assert row["problems"] == ", ".join(answer["problems"])
+
+
+@pytest.mark.parametrize("endpoint", ["predict", "explain"])
+def test_an_upload_is_decoded_and_predicted_once(client, picture, count_calls, endpoint):
+    """The server runs in this process, so that its calls are counted."""
+    calls = count_calls()
+    client.predict(handle_file(picture), api_name=f"/{endpoint}")
+    assert calls == {"decoded": 1, "predicted": 1}
 
 
 def test_explain_gives_the_picture_with_heat(client, picture):
     with Image.open(client.predict(handle_file(picture), api_name="/explain")) as drawn:
         with Image.open(picture) as original:
             assert drawn.width / drawn.height == pytest.approx(
-                original.width / original.height, 0.01
+                original.width / original.height, 0.02
             )
         assert max(drawn.size) == SHOWN_SIZE
 
@@ -178,11 +172,19 @@ def test_several_files_give_the_answers_of_each_and_name_what_is_no_image(
     (tmp_path / "notes.jpg").write_text("not an image")
     paths = [pictures[3], tmp_path / "notes.jpg", pictures[40]]
     answers = client.predict([handle_file(path) for path in paths], api_name="/predict_many")
-    assert [answer["image"] for answer in answers] == [path.name for path in paths]
-    assert answers[0] == ask(client, pictures[3])
-    assert set(answers[1]) == {"image", "error"}
+    assert [answer["file"] for answer in answers] == [path.name for path in paths]
+    assert set(answers[1]) == {"file", "error"}
     assert "cannot be read as an image" in answers[1]["error"]
-    assert answers[2] == ask(client, pictures[40])
+    for number in (0, 2):
+        alone = ask(client, paths[number])
+        assert probabilities(answers[number]) == pytest.approx(probabilities(alone), abs=1e-6)
+        assert answers[number]["sentence"] == alone["sentence"]
+
+
+def test_too_many_files_are_refused(client, picture):
+    files = [handle_file(picture)] * (app.MAX_FILES + 1)
+    with pytest.raises(AppError, match="201 files are too many"):
+        client.predict(files, api_name="/predict_many")
 
 
 def test_describe_gives_the_figures_of_the_run(client, evaluated_run):
@@ -363,15 +365,17 @@ def test_an_upload_that_is_too_large_is_refused(demo):
     assert answer.status_code == 413
 
 
-def test_no_upload_is_kept_when_the_page_is_closed(evaluated_run, predictor, sample, picture):
-    running = app.launch(evaluated_run, predictor, data=sample)
+def test_no_upload_is_kept_when_the_page_is_closed(evaluated_run, sample, picture):
+    running = app.launch(evaluated_run, data=sample)
     _, path = upload(running, "kept.jpg", picture.read_bytes())
     assert Path(path).is_file()
     running.close()
     assert not Path(path).exists()
 
 
-def test_twenty_clients_at_once_get_right_answers_in_bounded_memory(demo, predictor, pictures):
+def test_twenty_clients_at_once_get_right_answers_in_bounded_memory(
+    demo, evaluated_run, pictures, tmp_path
+):
     def ask_once(path):
         return probabilities(ask(Client(demo.local_url, verbose=False), path))
 
@@ -383,9 +387,8 @@ def test_twenty_clients_at_once_get_right_answers_in_bounded_memory(demo, predic
         answers = list(pool.map(ask_once, chosen))
         before = resident()
         again = [list(pool.map(ask_once, chosen)) for _ in range(2)]
-    expected = apply_temperature(
-        predictor.predict_probabilities(chosen), predictor.calibration.temperature
-    )
+    table = predict(evaluated_run, chosen, tmp_path / "p.csv")
+    expected = table[[f"p_{code}" for code in CLASS_CODES]]
     for got in (answers, *again):
         assert np.allclose(got, expected, atol=1e-5)
     assert resident() - before < 100_000  # kB
@@ -397,26 +400,24 @@ def test_the_page_says_that_it_is_no_medical_device(demo):
     assert SYNTHETIC_NOTE in page
 
 
-def test_a_public_link_is_refused_on_a_gradio_with_known_holes(
-    evaluated_run, predictor, monkeypatch
-):
+def test_a_public_link_is_refused_on_a_gradio_with_known_holes(evaluated_run, monkeypatch):
     monkeypatch.setattr(gr, "__version__", "5.50.0")
     with pytest.raises(InputError, match=r"needs Gradio 6\.20 or newer, and this is 5\.50\.0"):
-        app.launch(evaluated_run, predictor, share=True)
+        app.launch(evaluated_run, share=True)
 
 
 def test_on_kaggle_the_page_does_not_block_and_says_where_to_predict(
-    evaluated_run, predictor, sample, monkeypatch, capsys
+    evaluated_run, sample, monkeypatch, capsys
 ):
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    app.launch(evaluated_run, predictor, data=sample).close()
+    app.launch(evaluated_run, data=sample).close()
     assert "Kaggle does not show this page" in capsys.readouterr().out
 
 
-def test_a_taken_port_is_one_clear_line(demo, evaluated_run, predictor, sample):
+def test_a_taken_port_is_one_clear_line(demo, evaluated_run, sample):
     port = int(re.search(r":(\d+)", demo.local_url).group(1))
     with pytest.raises(InputError, match=f"port {port}"):
-        app.launch(evaluated_run, predictor, data=sample, port=port)
+        app.launch(evaluated_run, data=sample, port=port)
 
 
 def test_the_command_serves_until_it_is_stopped(evaluated_run):

@@ -1,23 +1,43 @@
-"""Temperature, operating points, prediction sets and referral: hand-worked, and by simulation."""
+"""Temperature, operating points, prediction sets, selective prediction: hand-worked and simulated."""
 
 import numpy as np
 import pytest
 from scipy.special import softmax
 
+from skinlesion.evaluation import calibration as steps
+from skinlesion.evaluation.bootstrap import draw_weights
 from skinlesion.evaluation.calibration import (
     Calibration,
     apply_temperature,
-    calibration_from_dict,
-    compute_calibration,
-    compute_operating_point,
-    compute_referral,
-    fit_calibration,
+    calibrate,
     fit_temperature,
+    load_calibration,
     make_prediction_sets,
     sum_malignant,
 )
-from skinlesion.evaluation.metrics import draw_weights
+from skinlesion.evaluation.decisions import (
+    compute_calibration,
+    compute_operating_point,
+    compute_selective_prediction,
+)
+from skinlesion.evaluation.ood import OODDetector
+from skinlesion.evaluation.quality import QualityLimits
 from skinlesion.files import InputError
+from skinlesion.model.predictor import Predictor
+from skinlesion.model.run import Run
+
+PASSED_ON = {
+    "ood": OODDetector(np.zeros(2), np.eye(2), 1.0),
+    "quality": QualityLimits(0.0, 0.0, 0.0, 1.0),
+}
+
+
+def fit_calibration(y_true, y_prob):
+    return steps.fit_calibration(y_true, y_prob, **PASSED_ON)
+
+
+def make_calibration(set_threshold):
+    return Calibration(1.0, {}, set_threshold, 100, 30, **PASSED_ON)
 
 
 def simulate(count, *, temperature, seed):
@@ -50,15 +70,74 @@ def test_temperature_keeps_the_order_and_sums_to_one():
     assert cooled.sum(axis=1) == pytest.approx(1)
 
 
+def log_loss(y_true, y_prob):
+    return -np.log(np.maximum(y_prob[np.arange(len(y_true)), y_true], 1e-300)).mean()
+
+
+def certain(y_true, confidence=0.988):
+    """Probabilities of a model that is sure of the given labels."""
+    y_prob = np.full((len(y_true), 7), (1 - confidence) / 6)
+    y_prob[np.arange(len(y_true)), y_true] = confidence
+    return y_prob
+
+
+class TestTemperatureOfFewImages:
+    @pytest.mark.parametrize("count", [5, 20, 70])
+    @pytest.mark.parametrize("confidence", [0.9, 0.988, 1 - 1e-6])
+    def test_perfect_validation_images_do_not_make_it_more_confident(self, count, confidence):
+        """As on the synthetic sample; a few test images in a hundred are wrong all the same."""
+        rng = np.random.default_rng(count)
+        y_val, y_test = rng.integers(0, 7, count), rng.integers(0, 7, 1000)
+        wrong = np.where(rng.random(1000) < 0.03, (y_test + 1) % 7, y_test)
+        temperature = fit_temperature(y_val, certain(y_val, confidence))
+        y_prob = certain(wrong, confidence)
+        calibrated = apply_temperature(y_prob, temperature)
+        assert log_loss(y_test, calibrated) <= 1.02 * log_loss(y_test, y_prob)
+
+    def test_constant_probabilities_are_left_alone(self):
+        y_true = np.zeros(50, int)
+        assert fit_temperature(y_true, np.full((50, 7), 1 / 7)) == pytest.approx(1, abs=1e-3)
+
+    def test_no_images_leave_the_probabilities_alone(self):
+        assert fit_temperature(np.zeros(0, int), np.zeros((0, 7))) == 1
+
+    @pytest.mark.parametrize("count", [20, 70, 150])
+    @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+    def test_it_never_costs_more_than_two_percent_on_average(self, count, temperature):
+        ratios = []
+        for seed in range(40):
+            fitted = fit_temperature(*simulate(count, temperature=temperature, seed=seed))
+            y_true, y_prob = simulate(2000, temperature=temperature, seed=1000 + seed)
+            calibrated = apply_temperature(y_prob, fitted)
+            ratios.append(log_loss(y_true, calibrated) / log_loss(y_true, y_prob))
+        assert np.mean(ratios) <= 1.02
+
+    @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+    def test_many_images_give_the_maximum_of_the_likelihood(self, temperature):
+        y_true, y_prob = simulate(1500, temperature=temperature, seed=3)
+        grid = np.exp(np.linspace(-1.5, 1.5, 601))
+        losses = [log_loss(y_true, apply_temperature(y_prob, t)) for t in grid]
+        fitted = fit_temperature(y_true, y_prob)
+        assert fitted == pytest.approx(grid[np.argmin(losses)], rel=0.03)
+
+
 def test_a_model_that_is_always_right_stays_finite():
     calibration = fit_calibration(np.arange(7), np.eye(7))
     assert np.isfinite(apply_temperature(np.eye(7), calibration.temperature)).all()
 
 
+def test_perfectly_separated_images_give_a_threshold_of_one_half():
+    y_true = np.repeat([4, 5], 20)
+    calibration = fit_calibration(y_true, certain(y_true))
+    assert calibration.thresholds == {"0.90": 0.5, "0.95": 0.5}
+    assert calibration.is_uncertain
+    assert not fit_calibration(np.repeat(y_true, 2), certain(np.repeat(y_true, 2))).is_uncertain
+
+
 def test_calibration_error_falls_on_other_images():
     calibration = fit_calibration(*simulate(2000, temperature=3.0, seed=1))
     y_true, y_prob = simulate(2000, temperature=3.0, seed=2)
-    weights, _ = draw_weights(2000, draws=100)
+    weights, _ = draw_weights(2000, n_bootstrap=100)
     found = compute_calibration(
         y_true, y_prob, calibration, groups=np.arange(2000), weights=weights
     )
@@ -76,8 +155,8 @@ def test_calibration_error_falls_on_other_images():
 
 
 def test_thresholds_are_the_highest_that_find_enough():
-    # Ten malignant images with malignancy 0.05, 0.15, ..., 0.95, and benign ones.
-    malignancy = np.arange(10) / 10 + 0.05
+    # Ten malignant images with malignancy 0.05, 0.1, ..., 0.5, and benign ones.
+    malignancy = np.arange(1, 11) / 20
     y_prob = np.zeros((12, 7))
     y_prob[:, 4] = [*malignancy, 0.5, 0.1]
     y_prob[:, 5] = 1 - y_prob[:, 4]
@@ -94,7 +173,7 @@ def test_an_operating_point_hand_worked():
     y_prob[:, 1] = [0.9, 0.4, 0.6, 0.2, 0.1]
     y_prob[:, 5] = 1 - y_prob[:, 1]
     y_true = np.array([1, 1, 5, 5, 5])
-    weights, _ = draw_weights(5, draws=0)
+    weights, _ = draw_weights(5, n_bootstrap=0)
     point = compute_operating_point(y_true, y_prob, 0.5, weights)
     values = {name: row["value"] for name, row in point.items()}
     assert values == pytest.approx(
@@ -105,7 +184,7 @@ def test_an_operating_point_hand_worked():
 def test_without_malignant_images_there_is_no_threshold():
     calibration = fit_calibration(np.array([5, 5, 6]), np.full((3, 7), 1 / 7))
     assert calibration.thresholds == {"0.90": None, "0.95": None}
-    weights, _ = draw_weights(3, draws=10)
+    weights, _ = draw_weights(3, n_bootstrap=10)
     point = compute_operating_point(np.array([5, 5, 6]), np.full((3, 7), 1 / 7), None, weights)
     assert all(np.isnan(row["value"]) for row in point.values())
 
@@ -129,19 +208,19 @@ class TestPredictionSets:
     def test_the_most_probable_class_is_always_in(self):
         sets = make_prediction_sets(
             np.array([[0.4, 0.3, 0.3, 0, 0, 0, 0], [0.6, 0.35, 0.05, 0, 0, 0, 0]]),
-            Calibration(1.0, {}, 0.35, 100),
+            make_calibration(0.35),
         )
         assert sets[:, :3].tolist() == [[True, False, False], [True, True, False]]
-        alone = make_prediction_sets(np.full((1, 7), 1 / 7), Calibration(1.0, {}, 0.5, 100))
+        alone = make_prediction_sets(np.full((1, 7), 1 / 7), make_calibration(0.5))
         assert alone.sum() == 1
 
 
-def test_referral_hand_worked():
+def test_selective_prediction_hand_worked():
     y_prob = np.zeros((4, 7))
     y_prob[:, 5] = [0.9, 0.8, 0.7, 0.6]
     y_prob[:, 4] = 1 - y_prob[:, 5]
-    weights, _ = draw_weights(4, draws=0)
-    rows = compute_referral(np.array([5, 5, 4, 4]), y_prob, weights)
+    weights, _ = draw_weights(4, n_bootstrap=0)
+    rows = compute_selective_prediction(np.array([5, 5, 4, 4]), y_prob, weights)
     everything = rows[0]
     assert everything["coverage"] == 1
     assert everything["error"]["value"] == everything["missed"]["value"] * 0.5 == 0.5
@@ -153,8 +232,69 @@ def test_referral_hand_worked():
     assert quarter["missed"]["value"] == 0.5
 
 
-def test_round_trip_and_other_versions():
-    calibration = Calibration(1.5, {"0.90": 0.2, "0.95": None}, 0.1, 10)
-    assert calibration_from_dict(calibration.to_dict()) == calibration
-    with pytest.raises(InputError, match="does not fit this version"):
-        calibration_from_dict({"temperature": 1.0})
+class TestStep:
+    def test_it_is_fitted_on_the_validation_images(self, trained_run):
+        run = Run(trained_run)
+        rows = run.rows("validation")
+        y_prob = run.read_predictions("validation", list(rows["image_id"]))
+        calibration = load_calibration(run)
+        assert calibration.n_validation == len(rows)
+        assert calibration.temperature == pytest.approx(fit_temperature(rows["label"], y_prob))
+        malignant = rows["dx"].isin(["akiec", "bcc", "mel"]).sum()
+        assert calibration.n_malignant == malignant
+        assert "temperature" in calibration.summary().index
+
+    def test_it_is_kept_and_few_malignant_images_are_told(self, run_copy, sample, capsys):
+        run = Run(run_copy)
+        before = run.read_calibration()[0]
+        calibrate(run, sample)
+        assert "calibrated already" in capsys.readouterr().out
+        run.save_model(run.load_model(), run.info.model_copy(update={"calibration": None}))
+        with pytest.raises(InputError, match="skinlesion calibrate --run"):
+            load_calibration(run)
+        calibrate(run, sample)
+        said = capsys.readouterr().out
+        assert f"only {before['n_malignant']} malignant images" in said
+        assert run.read_calibration()[0] == before
+
+    def test_ood_detection_is_fitted_on_the_training_images(self, trained_run, sample):
+        run, predictor = Run(trained_run), Predictor.load(trained_run)
+        from skinlesion.data.ham10000 import list_images
+
+        images, detector = list_images(sample), load_calibration(run).ood
+        parts = {
+            part: predictor.predict_files([images[i] for i in run.rows(part)["image_id"]]).features
+            for part in ("train", "validation")
+        }
+        assert np.allclose(detector.mean, parts["train"].mean(axis=0), atol=1e-3)
+        assert (detector.compute_scores(parts["validation"]) > 1).mean() <= 0.05
+
+    @pytest.mark.parametrize(
+        ("changes", "arrays"),
+        [
+            ({"temperature": 0.0}, {}),
+            ({"temperature": float("nan")}, {}),
+            ({"set_threshold": 2.0}, {}),
+            ({"thresholds": {"0.90": -1.0}}, {}),
+            ({"quality": {"sharpness": 1.0}}, {}),
+            ({"ood": {"threshold": 0.0}}, {}),
+            ({"ood": {}}, {}),
+            ({"surprise": 1}, {}),
+            ({}, {"precision": np.eye(3)}),
+        ],
+    )
+    def test_another_calibration_is_refused(self, run_copy, changes, arrays):
+        run = Run(run_copy)
+        values, stored = run.read_calibration()
+        run.save_calibration(values | changes, stored | arrays)
+        with pytest.raises(InputError, match="does not fit this version") as caught:
+            load_calibration(run)
+        assert "\n" not in str(caught.value)
+
+    def test_arrays_hold_no_python_objects(self, run_copy):
+        """A file that would run code when it is loaded is not loaded."""
+        run = Run(run_copy)
+        values, stored = run.read_calibration()
+        stored["mean"] = np.array([print], object)
+        with pytest.raises(ValueError, match="allow_pickle"):
+            run.save_calibration(values, stored)

@@ -25,9 +25,9 @@ from skinlesion.demo.components import (
     supported,
 )
 from skinlesion.demo.content import Content, load_content
-from skinlesion.demo.predict import SHOWN_SIZE, CalibratedPredictor, Prediction, make_table
-from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, DISCLAIMER, LABEL_OF, SYNTHETIC_NOTE
-from skinlesion.evaluation.gradcam import compute_grad_cam, overlay_heat
+from skinlesion.demo.predict import CalibratedPredictor, Prediction
+from skinlesion.demo.result import make_table
+from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, DISCLAIMER, SYNTHETIC_NOTE
 from skinlesion.files import InputError
 from skinlesion.machine import find_platform, is_watched, say
 from skinlesion.model.run import Run
@@ -61,25 +61,6 @@ ABOUT = f"""\
 Use a close-up taken through a dermatoscope, with one lesion in the middle. The model knows seven
 diagnoses and no others. Uploads are deleted after {KEPT[1] // 60} minutes and used for nothing
 else."""
-
-
-def draw_heat(model: CalibratedPredictor, prediction: Prediction) -> np.ndarray:
-    """Draw an image with the Grad-CAM heat of its most probable diagnosis.
-
-    Args:
-        model: the model.
-        prediction: of `model`, with maps.
-
-    Returns:
-        uint8 (height, width, 3), upright. The longest side has `SHOWN_SIZE` pixels.
-    """
-    assert prediction.maps is not None
-    label = LABEL_OF[prediction.result.diagnoses[0].code]
-    heat = compute_grad_cam(model.predictor, prediction.maps[None], np.array([label]))[0]
-    picture = prediction.picture
-    scale = SHOWN_SIZE / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return overlay_heat(np.asarray(picture.resize(size)), heat)
 
 
 def build_app(content: Content) -> gr.Blocks:
@@ -119,7 +100,7 @@ def _add_single(content: Content) -> None:
             return
         yield page.render_result(prediction.result), hidden
         if prediction.result.is_in_distribution:
-            yield gr.skip(), gr.update(value=draw_heat(model, prediction), visible=True)
+            yield gr.skip(), gr.update(value=model.explain(prediction), visible=True)
 
     def pick(chosen: gr.SelectData) -> str:
         return or_error(lambda: require_uploaded(chosen.value["image"]["path"], image))
@@ -212,7 +193,7 @@ def _add_endpoints(content: Content) -> None:
 
     def explain(image: str | None) -> np.ndarray:
         """Return the image with the Grad-CAM heat of its most probable diagnosis."""
-        return draw_heat(model, or_error(lambda: model.predict_file(_given(image), maps=True)))
+        return or_error(lambda: model.explain(model.predict_file(_given(image), maps=True)))
 
     def predict_many(files: list[str] | None) -> list[dict[str, Any]]:
         """Return the same as `predict` for each file, or `file` and `error` if it is unreadable."""

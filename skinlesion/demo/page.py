@@ -85,7 +85,7 @@ def _section(inner: str) -> str:
 def _headline(result: Result) -> str:
     kind, detail = "warning", ""
     if result.is_in_distribution:
-        kind = "malignant" if result.is_malignant else "benign"
+        kind = {True: "malignant", False: "benign", None: "warning"}[result.is_malignant]
         detail = f"<span>Probability of malignancy: {format_percent(result.p_malignant)}</span>"
     return f"<p class='headline {kind}'><strong>{escape(result.headline)}</strong>{detail}</p>"
 

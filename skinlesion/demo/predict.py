@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,14 +18,16 @@ from skinlesion.demo.result import (
     RankedDiagnosis,
     Result,
     find_operating_point,
+    make_table,
 )
-from skinlesion.diagnoses import CLASS_CODES, DIAGNOSES, SYNTHETIC_NOTE
+from skinlesion.diagnoses import CLASS_CODES, DIAGNOSES, LABEL_OF, SYNTHETIC_NOTE
 from skinlesion.evaluation.calibration import (
     apply_temperature,
     load_calibration,
     make_prediction_sets,
     sum_malignant,
 )
+from skinlesion.evaluation.gradcam import compute_grad_cam, overlay_heat
 from skinlesion.evaluation.ood import is_in_distribution
 from skinlesion.evaluation.quality import find_problems
 from skinlesion.files import InputError, name_some, write_csv
@@ -35,20 +37,6 @@ from skinlesion.model.run import ModelInfo, Run
 
 SHOWN_SIZE = 640
 """Longest side, in pixels, of the pictures that the page shows."""
-PROBABILITY_COLUMNS = tuple(f"p_{code}" for code in CLASS_CODES)
-TABLE_COLUMNS = (
-    "file",
-    "prediction",
-    "malignant",
-    *PROBABILITY_COLUMNS,
-    "p_malignant",
-    "prediction_set",
-    "in_distribution",
-    "ood_score",
-    "problems",
-    "error",
-)
-"""The columns that `predict` writes."""
 
 
 class OpenedImage(NamedTuple):
@@ -161,6 +149,23 @@ class CalibratedPredictor:
             for i, image in enumerate(images)
         ]
 
+    def explain(self, prediction: Prediction) -> np.ndarray:
+        """Draw an image with the Grad-CAM heat of its most probable diagnosis.
+
+        Args:
+            prediction: of this model, with maps.
+
+        Returns:
+            uint8 (height, width, 3), upright. The longest side has `SHOWN_SIZE` pixels.
+        """
+        assert prediction.maps is not None
+        label = LABEL_OF[prediction.result.diagnoses[0].code]
+        heat = compute_grad_cam(self.predictor, prediction.maps[None], np.array([label]))[0]
+        picture = prediction.picture
+        scale = SHOWN_SIZE / max(picture.size)
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        return overlay_heat(np.asarray(picture.resize(size)), heat)
+
     def _make_result(
         self, image: OpenedImage, probabilities: np.ndarray, in_set: np.ndarray, ood_score: float
     ) -> Result:
@@ -179,7 +184,7 @@ class CalibratedPredictor:
             problems=tuple(problems),
             diagnoses=tuple(diagnoses),
             p_malignant=p_malignant,
-            is_malignant=None if threshold is None else p_malignant >= threshold,
+            is_malignant=None if threshold is None else bool(p_malignant >= threshold),
             prediction_set=tuple(one.code for one in diagnoses if one.in_prediction_set),
             operating_point=self.operating_point,
         )
@@ -261,34 +266,6 @@ def _say_problems(table: pd.DataFrame, *, name_all: bool) -> None:
             f"predict: {len(outside):,} of {len(table):,} images are out of distribution, so their "
             f"predictions are not meaningful: {name_some(outside)}"
         )
-
-
-def make_table(results: Sequence[Result | Failure]) -> pd.DataFrame:
-    """Make a row for each file, with the columns `TABLE_COLUMNS`.
-
-    Probabilities are calibrated. `malignant` and `in_distribution` are True or False, and `error`
-    is empty if the file could be read. Otherwise everything but `file` and `error` is empty.
-    """
-    rows = [_make_row(one) if isinstance(one, Result) else one.to_dict() for one in results]
-    table = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
-    text = ["prediction", "prediction_set", "problems", "error"]
-    return table.assign(**table[text].fillna(""))
-
-
-def _make_row(result: Result) -> dict[str, Any]:
-    probabilities = result.probabilities.values()
-    return {
-        "file": result.file,
-        "prediction": result.diagnoses[0].code,
-        "malignant": result.is_malignant,
-        **dict(zip(PROBABILITY_COLUMNS, probabilities, strict=True)),
-        "p_malignant": result.p_malignant,
-        "prediction_set": " ".join(result.prediction_set),
-        "in_distribution": result.is_in_distribution,
-        "ood_score": result.ood_score,
-        "problems": ", ".join(result.problems),
-        "error": "",
-    }
 
 
 def list_files(paths: Sequence[str | Path]) -> list[Path]:

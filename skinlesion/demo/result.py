@@ -1,8 +1,10 @@
 """What is said about one image, in numbers and words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import pandas as pd
 
 from skinlesion.diagnoses import CLASS_CODES
 from skinlesion.evaluation.calibration import Calibration
@@ -12,6 +14,20 @@ TARGET = "0.95"
 because missing a cancer is worse than a false alarm."""
 FEW_MALIGNANT = 30
 """With fewer malignant validation images, the threshold is reported as uncertain."""
+PROBABILITY_COLUMNS = tuple(f"p_{code}" for code in CLASS_CODES)
+TABLE_COLUMNS = (
+    "file",
+    "prediction",
+    "malignant",
+    *PROBABILITY_COLUMNS,
+    "p_malignant",
+    "prediction_set",
+    "in_distribution",
+    "ood_score",
+    "problems",
+    "error",
+)
+"""The columns that `predict` writes."""
 
 
 @dataclass(frozen=True)
@@ -172,18 +188,51 @@ def find_operating_point(
     for row in metrics["calibration"]["operating_points"]:
         # Another threshold means that the run was calibrated again after it was evaluated.
         if row["target_sensitivity"] == float(TARGET) and row["threshold"] == unmeasured.threshold:
-            shares = {
-                name: {key: row[name][key] for key in ("value", "low", "high")}
-                for name in ("sensitivity", "specificity")
-            }
-            return replace(unmeasured, **shares, n_test=metrics["n"])
+            return replace(
+                unmeasured,
+                sensitivity=_interval(row["sensitivity"]),
+                specificity=_interval(row["specificity"]),
+                n_test=metrics["n"],
+            )
     return unmeasured
+
+
+def make_table(results: Sequence[Result | Failure]) -> pd.DataFrame:
+    """Make a row for each file, with the columns `TABLE_COLUMNS`.
+
+    Probabilities are calibrated. `malignant` and `in_distribution` are True or False, and `error`
+    is empty if the file could be read. Otherwise everything but `file` and `error` is empty.
+    """
+    rows = [_make_row(one) if isinstance(one, Result) else one.to_dict() for one in results]
+    table = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
+    text = ["prediction", "prediction_set", "problems", "error"]
+    return table.assign(**table[text].fillna(""))
+
+
+def _make_row(result: Result) -> dict[str, Any]:
+    probabilities = result.probabilities.values()
+    return {
+        "file": result.file,
+        "prediction": result.diagnoses[0].code,
+        "malignant": result.is_malignant,
+        **dict(zip(PROBABILITY_COLUMNS, probabilities, strict=True)),
+        "p_malignant": result.p_malignant,
+        "prediction_set": " ".join(result.prediction_set),
+        "in_distribution": result.is_in_distribution,
+        "ood_score": result.ood_score,
+        "problems": ", ".join(result.problems),
+        "error": "",
+    }
 
 
 def format_percent(share: float) -> str:
     """Format a share from 0 to 1 as whole per cent; `< 1 %` and `> 99 %` are not rounded away."""
     whole = "< 1" if 0 < share < 0.01 else "> 99" if 0.99 < share < 1 else f"{100 * share:.0f}"
     return f"{whole} %".replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _interval(share: Mapping[str, float]) -> dict[str, float]:
+    return {key: share[key] for key in ("value", "low", "high")}
 
 
 def _lower(name: str) -> str:

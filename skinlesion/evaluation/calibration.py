@@ -259,8 +259,8 @@ def sum_malignant(y_prob: np.ndarray) -> np.ndarray:
     return y_prob[:, MALIGNANT].sum(axis=1)
 
 
-def make_prediction_sets(calibrated: np.ndarray, set_threshold: float) -> np.ndarray:
+def make_prediction_sets(calibrated: np.ndarray, calibration: Calibration) -> np.ndarray:
     """Which classes are in the prediction set, bool (n, classes); the most probable always is."""
-    sets = calibrated >= set_threshold
+    sets = calibrated >= calibration.set_threshold
     sets[np.arange(len(sets)), calibrated.argmax(axis=1)] = True
     return sets

@@ -122,7 +122,7 @@ def compute_selective_prediction(
 def _measure_sets(
     y_true: np.ndarray, calibrated: np.ndarray, calibration: Calibration, weights: np.ndarray
 ) -> dict[str, Any]:
-    sets = make_prediction_sets(calibrated, calibration.set_threshold)
+    sets = make_prediction_sets(calibrated, calibration)
     holds, sizes = sets[np.arange(len(y_true)), y_true], sets.sum(axis=1)
     everything = np.ones(len(y_true), bool)
     return {

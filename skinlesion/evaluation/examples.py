@@ -106,6 +106,7 @@ def draw_explanations(
         return plots.plot_images([], [])
     paths = rows["path"].iloc[chosen].tolist()
     maps = predictor.predict_files(paths, maps=True).maps
+    assert maps is not None
     pictures, titles = [], []
     heats = compute_grad_cam(predictor, maps, top[chosen])
     for path, heat, i in zip(paths, heats, chosen, strict=True):

@@ -6,16 +6,15 @@ import pytest
 from sklearn import metrics as sk
 
 from skinlesion.diagnoses import CLASS_CODES
+from skinlesion.evaluation.bootstrap import compute_share, draw_weights
 from skinlesion.evaluation.metrics import (
     MALIGNANT,
     compare_predictions,
     compute_classification_report,
     compute_metrics,
-    compute_share,
     compute_subgroups,
-    draw_weights,
     format_figure,
-    metrics_table,
+    list_figures,
 )
 from skinlesion.files import InputError
 
@@ -40,7 +39,7 @@ def test_hand_worked():
     # nv (5): three right, one called mel (4). mel: one right, one called nv. bcc (1): one right.
     y_true = np.array([5, 5, 5, 5, 4, 4, 1])
     y_pred = np.array([5, 5, 5, 4, 4, 5, 1])
-    result = compute_metrics(y_true, certain(y_pred), draws=0)
+    result = compute_metrics(y_true, certain(y_pred), n_bootstrap=0)
     overall = {name: row["value"] for name, row in result["overall"].items()}
     assert overall["accuracy"] == pytest.approx(5 / 7)
     assert overall["balanced_accuracy"] == pytest.approx((3 / 4 + 1 / 2 + 1) / 3)
@@ -69,7 +68,7 @@ def test_hand_worked_log_loss_brier_and_calibration_error():
     y_prob[:, 5] = [0.8, 0.8, 0.6, 0.3]
     y_prob[:, 4] = 1 - y_prob[:, 5]
     y_true = np.array([5, 4, 5, 4])
-    overall = compute_metrics(y_true, y_prob, draws=0)["overall"]
+    overall = compute_metrics(y_true, y_prob, n_bootstrap=0)["overall"]
     logs = [0.8, 0.2, 0.6, 0.7]
     assert overall["log_loss"]["value"] == pytest.approx(-np.log(logs).mean())
     squares = [2 * 0.2**2, 2 * 0.8**2, 2 * 0.4**2, 2 * 0.3**2]
@@ -84,7 +83,7 @@ def test_hand_worked_average_precision_with_a_tie():
     y_prob[:, 4] = [0.9, 0.5, 0.5, 0.1]
     y_prob[:, 5] = 1 - y_prob[:, 4]
     # Of mel at .9: precision 1 for half the cases; at .5: 2 of 3 for the other half.
-    mel = compute_metrics(np.array([4, 4, 5, 5]), y_prob, draws=0)["per_class"]["mel"]
+    mel = compute_metrics(np.array([4, 4, 5, 5]), y_prob, n_bootstrap=0)["per_class"]["mel"]
     assert mel["average_precision"]["value"] == pytest.approx(0.5 + 0.5 * 2 / 3)
 
 
@@ -95,7 +94,7 @@ def test_malignant_against_benign_takes_the_three_classes_together():
     y_prob[1, [4, 2]] = 0.45, 0.5  # akiec: 0.47
     y_prob[2, [4, 3]] = 0.3, 0.65  # nv: 0.32
     y_prob[3, [6]] = 0.94  # nv: 0.03
-    result = compute_metrics(np.array([4, 0, 5, 5]), y_prob, draws=0)["overall"]
+    result = compute_metrics(np.array([4, 0, 5, 5]), y_prob, n_bootstrap=0)["overall"]
     assert MALIGNANT.tolist() == [True, True, False, False, True, False, False]
     assert result["malignant_auc"]["value"] == 1
     assert result["malignant_average_precision"]["value"] == 1
@@ -107,12 +106,12 @@ def test_hand_worked_auc_with_a_tie():
     y_prob[:, 4] = [0.9, 0.5, 0.5, 0.1]
     y_prob[:, 5] = 1 - y_prob[:, 4]
     # mel scores .9 and .5 against nv .5 and .1: pairs won 1, 1, 1/2, 1.
-    result = compute_metrics(np.array([4, 4, 5, 5]), y_prob, draws=0)
+    result = compute_metrics(np.array([4, 4, 5, 5]), y_prob, n_bootstrap=0)
     assert result["per_class"]["mel"]["auc"]["value"] == pytest.approx(3.5 / 4)
 
 
 def test_undefined_figures_are_nan_and_not_in_the_means():
-    result = compute_metrics(np.array([5, 4]), certain([5, 4]), draws=10)
+    result = compute_metrics(np.array([5, 4]), certain([5, 4]), n_bootstrap=10)
     df = result["per_class"]["df"]
     assert df["support"] == 0
     for figure in ("sensitivity", "ppv", "f1", "auc", "average_precision"):
@@ -123,7 +122,7 @@ def test_undefined_figures_are_nan_and_not_in_the_means():
 
 
 def test_a_class_that_is_never_predicted_has_f1_zero_and_no_ppv():
-    mel = compute_metrics(np.array([4, 5]), certain([5, 5]), draws=0)["per_class"]["mel"]
+    mel = compute_metrics(np.array([4, 5]), certain([5, 5]), n_bootstrap=0)["per_class"]["mel"]
     assert mel["f1"]["value"] == 0
     assert np.isnan(mel["ppv"]["value"])
 
@@ -131,7 +130,7 @@ def test_a_class_that_is_never_predicted_has_f1_zero_and_no_ppv():
 def test_equals_scikit_learn(noisy):
     y_true, y_prob, _ = noisy
     y_pred = y_prob.argmax(axis=1)
-    result = compute_metrics(y_true, y_prob, draws=0)
+    result = compute_metrics(y_true, y_prob, n_bootstrap=0)
     expected = {
         "accuracy": sk.accuracy_score(y_true, y_pred),
         "balanced_accuracy": sk.balanced_accuracy_score(y_true, y_pred),
@@ -151,7 +150,7 @@ def test_equals_scikit_learn(noisy):
 
 def test_intervals_equal_scikit_learn_on_the_same_draws(noisy):
     y_true, y_prob, groups = noisy
-    result = compute_metrics(y_true, y_prob, groups=groups, draws=200, seed=9)
+    result = compute_metrics(y_true, y_prob, groups=groups, n_bootstrap=200, seed=9)
     lesions, group_of = np.unique(groups, return_inverse=True)
     chance = np.full(len(lesions), 1 / len(lesions))
     times = np.random.default_rng(9).multinomial(len(lesions), chance, size=200)
@@ -171,9 +170,9 @@ def test_intervals_equal_scikit_learn_on_the_same_draws(noisy):
 def test_draws_that_lack_a_class_are_left_out_and_counted():
     # One lesion of df among ten: a draw lacks it with probability 0.9^10, about 0.35.
     y_true = np.array([3] + [5] * 9)
-    result = compute_metrics(y_true, certain(y_true), draws=1000, seed=1)
-    assert 280 < result["overall"]["balanced_accuracy"]["draws_left_out"] < 420
-    assert result["overall"]["accuracy"]["draws_left_out"] == 0
+    result = compute_metrics(y_true, certain(y_true), n_bootstrap=1000, seed=1)
+    assert 280 < result["overall"]["balanced_accuracy"]["undefined_resamples"] < 420
+    assert result["overall"]["accuracy"]["undefined_resamples"] == 0
     assert result["overall"]["balanced_accuracy"]["low"] == 1
 
 
@@ -182,12 +181,12 @@ def test_lesions_are_drawn_not_images():
     rng = np.random.default_rng(2)
     y_true = rng.integers(0, 2, 60) + 4
     y_prob = certain(np.where(rng.random(60) < 0.7, y_true, 9 - y_true))
-    once = compute_metrics(y_true, y_prob, groups=np.arange(60), draws=300)
+    once = compute_metrics(y_true, y_prob, groups=np.arange(60), n_bootstrap=300)
     copies = compute_metrics(
         np.repeat(y_true, 5),
         np.repeat(y_prob, 5, axis=0),
         groups=np.repeat(np.arange(60), 5),
-        draws=300,
+        n_bootstrap=300,
     )
     assert copies["lesions"] == 60
     for end in ("low", "high"):
@@ -204,7 +203,7 @@ def test_classification_report_has_every_class_and_nan_where_undefined():
 
 def test_the_table_for_readers_has_every_figure(noisy):
     y_true, y_prob, groups = noisy
-    table = metrics_table(compute_metrics(y_true, y_prob, groups=groups, draws=20))
+    table = list_figures(compute_metrics(y_true, y_prob, groups=groups, n_bootstrap=20))
     assert set(table["scope"]) == {"overall", *CLASS_CODES}
     assert len(table) == 13 + 7 * 7
 
@@ -213,14 +212,16 @@ def test_log_loss_equals_scikit_learn_and_is_finite_for_a_certain_mistake():
     rng = np.random.default_rng(1)
     y_prob = rng.dirichlet(np.ones(7), 50)
     y_true = rng.integers(0, 7, 50)
-    value = compute_metrics(y_true, y_prob, draws=0)["overall"]["log_loss"]["value"]
+    value = compute_metrics(y_true, y_prob, n_bootstrap=0)["overall"]["log_loss"]["value"]
     assert value == pytest.approx(sk.log_loss(y_true, y_prob, labels=range(7)))
-    wrong = compute_metrics(np.array([4]), certain([5]), draws=0)["overall"]["log_loss"]["value"]
+    wrong = compute_metrics(np.array([4]), certain([5]), n_bootstrap=0)["overall"]["log_loss"][
+        "value"
+    ]
     assert np.isfinite(wrong) and wrong > 30
 
 
 def test_one_class_only_leaves_nan_not_a_wrong_figure():
-    overall = compute_metrics(np.array([5, 5]), certain([5, 5]), draws=5)["overall"]
+    overall = compute_metrics(np.array([5, 5]), certain([5, 5]), n_bootstrap=5)["overall"]
     for figure in ("cohen_kappa", "mcc", "macro_auc", "malignant_auc"):
         assert np.isnan(overall[figure]["value"])
     assert overall["balanced_accuracy"]["value"] == 1
@@ -232,7 +233,7 @@ def test_no_images_is_refused():
 
 
 def test_a_share_and_a_mean_with_their_cases():
-    weights, lesions = draw_weights(4, np.array(["a", "a", "b", "c"]), draws=50)
+    weights, lesions = draw_weights(4, np.array(["a", "a", "b", "c"]), n_bootstrap=50)
     assert lesions == 3
     assert (weights[:, 0] == weights[:, 1]).all()
     cases = np.array([True, True, True, False])
@@ -242,7 +243,7 @@ def test_a_share_and_a_mean_with_their_cases():
 
 
 def test_a_figure_is_shown_with_its_interval_and_a_count_as_it_is():
-    row = {"value": 0.7251, "low": 0.678, "high": float("nan"), "draws_left_out": 0}
+    row = {"value": 0.7251, "low": 0.678, "high": float("nan"), "undefined_resamples": 0}
     assert format_figure(row) == "0.725 [0.678, nan]"
     assert format_figure(1503) == "1,503"
 
@@ -259,13 +260,13 @@ class TestSubgroups:
                 "dx_type": "histo",
             }
         )
-        table = compute_subgroups(y_true, y_prob, rows, draws=20)
+        table = compute_subgroups(y_true, y_prob, rows, n_bootstrap=20)
         counts = table.drop_duplicates(["attribute", "subgroup"]).set_index("subgroup")["images"]
         assert counts["male"] == counts["unknown"].iloc[0] == 100
         assert counts["0 to 29"] == (ages < 30).sum()
         assert counts["70 and more"] == (ages >= 70).sum()
         male = rows["sex"].to_numpy() == "male"
-        alone = compute_metrics(y_true[male], y_prob[male], groups=groups[male], draws=20)
+        alone = compute_metrics(y_true[male], y_prob[male], groups=groups[male], n_bootstrap=20)
         row = table[(table["subgroup"] == "male") & (table["figure"] == "balanced_accuracy")].iloc[
             0
         ]
@@ -286,7 +287,7 @@ class TestComparison:
         y_true = np.array([5] * 6 + [4] * 4)
         a = certain([5] * 6 + [5] * 4)
         b = certain([5, 5, 5, 5, 5, 4, 4, 4, 4, 5])
-        found = compare_predictions(y_true, a, b, draws=100)
+        found = compare_predictions(y_true, a, b, n_bootstrap=100)
         accuracy = self.figure(found, "accuracy")
         assert (accuracy["a"], accuracy["b"]) == (0.6, 0.8)
         assert accuracy["difference"] == pytest.approx(0.2)
@@ -300,7 +301,7 @@ class TestComparison:
 
     def test_a_model_against_itself_does_not_differ(self, noisy):
         y_true, y_prob, groups = noisy
-        found = compare_predictions(y_true, y_prob, y_prob, groups=groups, draws=50)
+        found = compare_predictions(y_true, y_prob, y_prob, groups=groups, n_bootstrap=50)
         for figure in found["figures"]:
             assert figure["difference"] == figure["low"] == figure["high"] == 0
         assert found["mcnemar"]["p_value"] == 1
