@@ -309,8 +309,8 @@ def predict(
     from skinlesion.demo.predict import predict as predict_files
 
     table = predict_files(run, paths, out, isic=isic)
-    shown = table[["file", "prediction", "malignant", "p_malignant", "in_distribution", "error"]]
-    print(shown.to_string(index=False, max_rows=20))
+    shown = table[["file", "prediction", "malignant", "p_malignant", "in_distribution"]]
+    print(shown.to_string(index=False, max_rows=20, na_rep="-"))
     print(DISCLAIMER)
     if table["error"].any():
         raise typer.Exit(FAILURE)
