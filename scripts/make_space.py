@@ -1,11 +1,11 @@
-"""Make a Hugging Face Space of a run: the demo page, public, and started by itself.
+"""Make a Hugging Face Space of a run: the demo page, public, and started automatically.
 
     .venv/bin/python scripts/make_space.py --run RUN --out dist/space
 
 Writes a folder to push to a new Space (https://huggingface.co/new-space, SDK Gradio): `app.py`,
-`requirements.txt`, a README with the header that Spaces read and the run's model card, the package,
-the bundle, and of the evaluation the figures that show no photograph. Neither images nor the split
-nor paths of this machine are in it. `python app.py` in the folder starts it here as well.
+`requirements.txt`, a README with the header that Spaces read and the model card of the run, the
+package, the saved model, and the figures of the evaluation that show no photograph. The folder has
+no images, no split and no paths of this machine. `python app.py` in it starts the page here too.
 """
 
 import argparse
@@ -18,18 +18,18 @@ import gradio
 import keras
 import yaml
 from environment import ROOT
-from packaging.version import Version
-from skinlesion.model.bundle import find_bundle, load_bundle
 
-from skinlesion.demo.app import SAFE_TO_SHARE, TITLE
-from skinlesion.demo.exhibit import FIGURES
+from skinlesion.demo.app import TITLE, require_safe_gradio
+from skinlesion.demo.content import FIGURES
 from skinlesion.diagnoses import DISCLAIMER, SYNTHETIC_NOTE
+from skinlesion.evaluation.calibration import load_calibration
 from skinlesion.files import InputError
+from skinlesion.model.run import Run
 
-NOT_NEEDED = ("jupyter", "kagglehub", "tensorboard", "gradio")
-"""Requirements of notebooks and training; and Gradio, whose version the header names."""
+NOT_NEEDED = ("jupyter", "kagglehub", "pooch", "tensorboard", "gradio")
+"""Requirements of notebooks and training, and Gradio, whose version is in the header."""
 APP = '''\
-"""The page of this Space."""
+"""Start the page of this Space."""
 
 import os
 from pathlib import Path
@@ -37,7 +37,7 @@ from pathlib import Path
 from skinlesion.demo.app import serve
 
 serve(
-    Path(__file__).parent / "run",
+    Path(__file__).parent / "model",
     host=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"),
     port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
 )
@@ -51,58 +51,55 @@ $header
 
 **$notice**
 
-Made with `skinlesion`. Uploads are judged on this Space's machine, and deleted after some minutes.
+Made with `skinlesion`. Uploads are processed on the machine of this Space and deleted after some
+minutes.
 
 $card
 """)
 LARGE_FILES = "".join(
     f"*.{kind} filter=lfs diff=lfs merge=lfs -text\n" for kind in ("keras", "npz", "png")
 )
-"""What Git keeps apart on the Hub, in `.gitattributes`."""
+"""Files that Git LFS stores on the Hub, as `.gitattributes` names them."""
 
 
-def make_space(run: Path, out: Path) -> Path:
-    """Write the Space of a run directory, or of a bundle by itself, to a new or empty folder.
+def make_space(path: Path, out: Path) -> Path:
+    """Write the Space of a run, or of a saved model by itself, to a new or empty folder.
 
     Raises:
-        InputError: the folder holds something, the model cannot be shown, or the Gradio here, which
-            the Space would run, has known holes.
+        InputError: the folder is not empty, the model is missing or not calibrated, or the version
+            of Gradio, which the Space would use, has known vulnerabilities.
     """
-    if Version(gradio.__version__) < SAFE_TO_SHARE:
-        raise InputError(
-            f"a Space is public: it needs Gradio {SAFE_TO_SHARE} or newer, this is "
-            f"{gradio.__version__}"
-        )
+    require_safe_gradio("a Space")
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty; name a new folder with --out")
-    bundle = load_bundle(run)
-    if bundle.info.calibration is None:
-        raise InputError(f"{run}: this model was not calibrated: train it again")
-    shutil.copytree(find_bundle(run), out / "run" / "model")
-    wanted = ["metrics.json", "model_card.md", *(f"{name}.png" for name in FIGURES)]
-    found = [run / "evaluation" / name for name in wanted if (run / "evaluation" / name).is_file()]
-    (out / "run" / "evaluation").mkdir()
-    for path in found:
-        shutil.copy2(path, out / "run" / "evaluation")
+    run = Run.find(path)
+    load_calibration(run)
+    # A saved model by itself: the folder of a run names images and paths.
+    copy = Run(shutil.copytree(run.model_dir, out / "model"))
+    copy.evaluation_dir.mkdir()
+    for name in ("metrics.json", "model_card.md", *(f"{name}.png" for name in FIGURES)):
+        if (run.evaluation_dir / name).is_file():
+            shutil.copy2(run.evaluation_dir / name, copy.evaluation_dir)
     unwanted = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "skinlesion", out / "skinlesion", ignore=unwanted)
     shutil.copy2(ROOT / "LICENSE", out)
     (out / "app.py").write_text(APP)
     (out / "requirements.txt").write_text(list_requirements())
-    (out / "README.md").write_text(write_readme(run, synthetic=bundle.info.synthetic))
+    (out / "README.md").write_text(write_readme(run))
     (out / ".gitattributes").write_text(LARGE_FILES)
     return out
 
 
 def list_requirements() -> str:
-    """What the page needs; a Keras no older than this one, which an older one may not read."""
+    """List what the page needs, with a Keras that can read the model: this one or a newer one."""
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     kept = [line for line in lines if re.split(r"[^\w-]", line)[0] not in ("", *NOT_NEEDED)]
     return "\n".join([*kept, f"keras>={keras.__version__}"]) + "\n"
 
 
-def write_readme(run: Path, *, synthetic: bool) -> str:
-    """The header that Spaces read, and the model card."""
+def write_readme(run: Run) -> str:
+    """Return the header that Spaces read, and the model card."""
+    synthetic = run.synthetic
     header = {
         "title": TITLE,
         "emoji": "🔬",
@@ -116,7 +113,7 @@ def write_readme(run: Path, *, synthetic: bool) -> str:
         "tags": ["not-for-clinical-use"],
         "short_description": "Research and education only, not for clinical use",
     }
-    card = run / "evaluation" / "model_card.md"
+    card = run.evaluation_dir / "model_card.md"
     return README.substitute(
         header=yaml.safe_dump(header, allow_unicode=True, sort_keys=False).strip(),
         title=TITLE,
@@ -126,11 +123,11 @@ def write_readme(run: Path, *, synthetic: bool) -> str:
 
 
 def main() -> None:
-    """Make it, and say how to publish it."""
+    """Make the Space, and print how to publish it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", type=Path, required=True, help="run directory or bundle")
+    parser.add_argument("--run", type=Path, required=True, help="run folder or saved model")
     parser.add_argument("--out", type=Path, default=ROOT / "dist" / "space", metavar="DIR")
     arguments = parser.parse_args()
     try:

@@ -11,14 +11,14 @@ import httpx
 import pytest
 import yaml
 from gradio_client import Client, handle_file
-from make_space import SAFE_TO_SHARE, list_requirements, make_space
+from make_space import list_requirements, make_space
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from skinlesion.demo.result import find_operating_point, judge_image
+from skinlesion.demo.app import SAFE_TO_SHARE
+from skinlesion.demo.predict import predict_image
 from skinlesion.diagnoses import DISCLAIMER, SYNTHETIC_NOTE
-from skinlesion.files import InputError, read_json
-from skinlesion.model.predictor import Predictor
+from skinlesion.files import InputError
 
 pytestmark = pytest.mark.skipif(
     Version(gradio.__version__) < SAFE_TO_SHARE, reason="a Space is not made with this Gradio"
@@ -75,12 +75,9 @@ def test_it_starts_by_itself_and_answers(space, evaluated_run, sample):
             answer = client.predict(handle_file(picture), api_name="/predict")
         finally:
             process.terminate()
-    predictor = Predictor.load(evaluated_run)
-    metrics = read_json(evaluated_run / "evaluation" / "metrics.json")
-    point = find_operating_point(predictor, metrics)
-    expected = judge_image(predictor, picture, point).to_dict()
+    expected = predict_image(evaluated_run, picture).to_dict()
     assert answer["is_malignant"] == expected["is_malignant"]
-    assert answer["malignancy"] == pytest.approx(expected["malignancy"], abs=1e-5)
+    assert answer["p_malignant"] == pytest.approx(expected["p_malignant"], abs=1e-5)
 
 
 def test_a_folder_with_something_in_it_is_left_alone(space, evaluated_run):
