@@ -1,8 +1,8 @@
-"""Make the screenshots of the demo for the README, with the synthetic sample.
+"""Make the pictures of the demo that the README shows, with the synthetic sample.
 
     .venv/bin/python scripts/make_screenshots.py --run outputs/sample_run/runs/default
 
-Needs Chromium. Refuses a model of real images: no photograph may enter the repository.
+Needs Chromium. A model of real images is refused: no photograph may get into the repository.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from skinlesion.model.run import Run
 EXAMPLE = "Melanoma"
 
 
-def save_screenshot(browser: Browser, url: str, path: Path, **options: Any) -> None:
-    """Choose an example, wait for its heat map, and save a screenshot."""
+def photograph(browser: Browser, url: str, path: Path, **options: Any) -> None:
+    """Choose an example, wait for its heat map, and save a picture of the page."""
     context = browser.new_context(**options)
     page = context.new_page()
     page.goto(url)
@@ -37,28 +37,28 @@ def save_screenshot(browser: Browser, url: str, path: Path, **options: Any) -> N
 
 
 def main() -> None:
-    """Start the page, and take screenshots of it on a desktop and on a phone."""
+    """Serve the run, and save pictures as on a desktop and on a phone."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, required=True, help="a run on the sample")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", metavar="DIR")
     arguments = parser.parse_args()
-    run = Run.find(arguments.run)
-    if not run.synthetic:
+    if not Run.find(arguments.run).synthetic:
         parser.error("this run was not trained on the synthetic sample")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     with tempfile.TemporaryDirectory() as nowhere, sync_playwright() as playwright:
-        # A saved model by itself: its examples are always drawn, whatever dataset is here.
-        copy = Path(shutil.copytree(run.model_dir, Path(nowhere) / "model"))
-        shutil.copytree(run.evaluation_dir, copy / "evaluation")
+        # Of the saved model by itself, the examples are drawings, whatever data is on this machine.
+        copy = Path(nowhere) / "run"
+        shutil.copytree(arguments.run / "model", copy)
+        shutil.copytree(arguments.run / "evaluation", copy / "evaluation")
         running = app.launch(copy)
         options = ["--no-sandbox", "--disable-gpu"]
         browser = playwright.chromium.launch(executable_path=chromium, args=options)
         wide = {"viewport": {"width": 1180, "height": 800}}
-        save_screenshot(browser, running.local_url, arguments.out / "demo.png", **wide)
+        photograph(browser, running.local_url, arguments.out / "demo.png", **wide)
         phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True}
-        save_screenshot(browser, running.local_url, arguments.out / "demo_phone.png", **phone)
+        photograph(browser, running.local_url, arguments.out / "demo_phone.png", **phone)
         browser.close()
         running.close()
 

@@ -24,6 +24,7 @@ from skinlesion.evaluation.calibration import calibrate
 from skinlesion.evaluation.evaluate import evaluate
 from skinlesion.model.predictor import Predictor
 from skinlesion.model.resnet50 import build_backbone
+from skinlesion.model.run import Run
 from skinlesion.model.train import train
 
 REAL_DATA = os.environ.get("HAM10000_DIR")
@@ -160,3 +161,14 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, int]]
         return calls
 
     return start
+
+
+@pytest.fixture
+def pictures(sample: Path, trained_run: Path) -> list[Path]:
+    """Image files of the sample outside the validation part.
+
+    Thresholds lie exactly on validation images, where rounding decides.
+    """
+    validation = set(Run(trained_run).rows("validation")["image_id"])
+    paths = sorted(sample.glob("HAM10000_images_part_*/*.jpg"))
+    return [path for path in paths if path.stem not in validation]

@@ -9,10 +9,10 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from skinlesion.demo import app, page
-from skinlesion.demo.result import FOREIGN, find_operating_point, format_share, judge_image
-from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, DISCLAIMER
+from skinlesion.demo.predict import CalibratedPredictor
+from skinlesion.demo.result import TABLE_COLUMNS, format_percent, make_table
+from skinlesion.diagnoses import CLASS_NAMES, DISCLAIMER
 from skinlesion.files import read_json
-from skinlesion.model.predictor import Predictor
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(
@@ -22,13 +22,15 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touc
 
 
 @pytest.fixture(scope="module")
-def predictor(evaluated_run):
-    return Predictor.load(evaluated_run)
+def predict(evaluated_run):
+    """Gives the result of a file, as it is computed without the page."""
+    model = CalibratedPredictor(evaluated_run)
+    return lambda path: model.predict_file(path).result
 
 
 @pytest.fixture(scope="module")
-def demo(evaluated_run, predictor, sample):
-    running = app.launch(evaluated_run, predictor, data=sample)
+def demo(evaluated_run, sample):
+    running = app.launch(evaluated_run, data=sample)
     yield running
     running.close()
 
@@ -69,16 +71,11 @@ def visit(browser, demo):
 
 
 @pytest.fixture
-def pictures(sample):
-    return sorted(sample.glob("HAM10000_images_part_*/*.jpg"))
-
-
-@pytest.fixture
-def noise(predictor, tmp_path):
-    """An image that the model's gate turns away."""
+def noise(predict, tmp_path):
+    """An image that is out of distribution."""
     pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "noise.png")
-    assert predictor.predict(tmp_path / "noise.png").is_foreign
+    assert not predict(tmp_path / "noise.png").is_in_distribution
     return tmp_path / "noise.png"
 
 
@@ -86,46 +83,39 @@ def upload(opened, path):
     opened.locator(".upload:visible input[type=file]").set_input_files(path)
 
 
-def judge(predictor, evaluated_run, path):
-    metrics = read_json(evaluated_run / "evaluation" / "metrics.json")
-    return judge_image(predictor, path, find_operating_point(predictor, metrics))
-
-
-def expect_verdict(opened, verdict):
-    """The page shows this verdict: call, sentence, and the confidences in their order."""
-    shown = opened.locator(".verdict")
-    expect(shown.locator(".call strong")).to_have_text(verdict.call)
-    expect(shown).to_contain_text(verdict.sentence)
+def expect_result(opened, result):
+    """The page shows this result: headline, sentence, and the probabilities in their order."""
+    shown = opened.locator(".result")
+    expect(shown.locator(".headline strong")).to_have_text(result.headline)
+    expect(shown).to_contain_text(result.sentence)
     expect(shown.locator("tbody tr")).to_have_count(7)
-    for row, candidate in zip(shown.locator("tbody tr").all(), verdict.candidates, strict=True):
-        expect(row).to_contain_text(candidate.name)
-        expect(row).to_contain_text(format_share(candidate.probability))
-        expect(row.get_by_label("yes")).to_have_count(int(candidate.in_prediction_set))
+    for row, diagnosis in zip(shown.locator("tbody tr").all(), result.diagnoses, strict=True):
+        expect(row).to_contain_text(diagnosis.name)
+        expect(row).to_contain_text(format_percent(diagnosis.probability))
+        expect(row.get_by_label("yes")).to_have_count(int(diagnosis.in_prediction_set))
 
 
-def test_an_upload_gets_its_verdict_and_then_the_heat_map(
-    visit, predictor, evaluated_run, pictures
-):
-    opened = visit()
+def test_an_upload_gets_its_result_and_then_the_heat_map(visit, predict, pictures, count_calls):
+    opened, expected = visit(), predict(pictures[5])
+    calls = count_calls()
     upload(opened, pictures[5])
-    expect_verdict(opened, judge(predictor, evaluated_run, pictures[5]))
-    expect(opened.locator(".verdict")).to_contain_text(DISCLAIMER)
+    expect_result(opened, expected)
+    expect(opened.locator(".result")).to_contain_text(DISCLAIMER)
     expect(opened.get_by_text("(Grad-CAM)")).to_be_visible()
+    assert calls == {"decoded": 1, "predicted": 1}
 
 
-def test_a_second_upload_replaces_the_first_and_clearing_empties(
-    visit, predictor, evaluated_run, pictures
-):
+def test_a_second_upload_replaces_the_first_and_clearing_empties(visit, predict, pictures):
     opened = visit()
     upload(opened, pictures[5])
-    expect_verdict(opened, judge(predictor, evaluated_run, pictures[5]))
+    expect_result(opened, predict(pictures[5]))
     opened.get_by_role("button", name="Clear").or_(
         opened.get_by_role("button", name="Remove Image")
     ).first.click()
     expect(opened.get_by_text(page.WAITING)).to_be_visible()
     expect(opened.get_by_text("(Grad-CAM)")).to_be_hidden()
-    upload(opened, pictures[70])
-    expect_verdict(opened, judge(predictor, evaluated_run, pictures[70]))
+    upload(opened, pictures[50])
+    expect_result(opened, predict(pictures[50]))
 
 
 def test_an_example_is_chosen_with_the_keyboard_by_its_name(visit):
@@ -134,17 +124,17 @@ def test_an_example_is_chosen_with_the_keyboard_by_its_name(visit):
         expect(opened.get_by_role("button", name=name, exact=True)).to_be_visible()
     opened.get_by_role("button", name="Melanoma", exact=True).focus()
     opened.keyboard.press("Enter")
-    expect(opened.locator(".verdict tbody tr")).to_have_count(7)
+    expect(opened.locator(".result tbody tr")).to_have_count(7)
 
 
-def test_a_foreign_image_is_turned_away_before_any_class(visit, noise):
+def test_an_image_out_of_distribution_is_named_before_any_diagnosis(visit, predict, noise):
     opened = visit()
     upload(opened, noise)
-    expect(opened.locator(".verdict .call")).to_have_text(FOREIGN)
-    expect(opened.locator(".verdict tbody tr").first).to_be_hidden()
+    expect(opened.locator(".result .headline")).to_have_text(predict(noise).headline)
+    expect(opened.locator(".result tbody tr").first).to_be_hidden()
     expect(opened.get_by_text("(Grad-CAM)")).to_be_hidden()
-    opened.get_by_text("What the network answers all the same").click()
-    expect(opened.locator(".verdict tbody tr").first).to_be_visible()
+    opened.get_by_text("Show the predictions anyway").click()
+    expect(opened.locator(".result tbody tr").first).to_be_visible()
 
 
 def test_an_upload_that_is_no_image_gets_a_message_in_the_place_of_the_result(
@@ -153,8 +143,8 @@ def test_an_upload_that_is_no_image_gets_a_message_in_the_place_of_the_result(
     (tmp_path / "notes.jpg").write_text("<b>not</b> an image")
     opened = visit()
     upload(opened, tmp_path / "notes.jpg")
-    expect(opened.locator(".verdict .call")).to_contain_text("notes.jpg: cannot be read")
-    expect(opened.locator(".verdict tbody tr")).to_have_count(0)
+    expect(opened.locator(".result .headline")).to_contain_text("notes.jpg: cannot be read")
+    expect(opened.locator(".result tbody tr")).to_have_count(0)
 
 
 def test_the_name_of_a_file_is_never_taken_for_html(visit, tmp_path):
@@ -162,35 +152,36 @@ def test_the_name_of_a_file_is_never_taken_for_html(visit, tmp_path):
     path.write_text("not an image")
     opened = visit()
     upload(opened, path)
-    expect(opened.locator(".verdict .call")).to_contain_text("cannot be read")
-    expect(opened.locator(".verdict img")).to_have_count(0)
+    expect(opened.locator(".result .headline")).to_contain_text("cannot be read")
+    expect(opened.locator(".result img")).to_have_count(0)
     expect(opened).to_have_title(app.TITLE)
 
 
 def test_several_images_make_a_table_thumbnails_and_a_csv(
-    visit, predictor, evaluated_run, pictures, tmp_path
+    visit, predict, pictures, count_calls, tmp_path
 ):
     (tmp_path / "notes.jpg").write_text("not an image")
     chosen = [pictures[3], tmp_path / "notes.jpg", pictures[40]]
     opened = visit()
     opened.get_by_role("tab", name="Several").click()
+    calls = count_calls()
     opened.locator(".files input[type=file]").set_input_files(chosen)
     button = opened.get_by_role("button", name="Download the table")
     expect(button).to_be_visible()
     expect(opened.locator(".pictures:visible button img")).to_have_count(2)
+    assert calls == {"decoded": 3, "predicted": 2}
     with opened.expect_download() as download:
         button.click()
     table = pd.read_csv(download.value.path(), keep_default_na=False)
-    assert list(table["image"]) == [path.name for path in chosen]
+    assert list(table.columns) == list(TABLE_COLUMNS)
+    assert list(table["file"]) == [path.name for path in chosen]
     assert "cannot be read" in table.loc[1, "error"]
-    for row, path in ((0, pictures[3]), (2, pictures[40])):
-        verdict = judge(predictor, evaluated_run, path)
-        assert table.loc[row, "verdict"] == verdict.call
-        for candidate in verdict.candidates:
-            assert float(table.loc[row, candidate.code]) == pytest.approx(
-                candidate.probability, abs=1e-5
-            )
-    assert set(CLASS_CODES) <= set(table.columns)
+    for row, path in ((0, chosen[0]), (2, chosen[2])):
+        (expected,) = make_table([predict(path)]).to_dict("records")
+        for column, value in expected.items():
+            assert table.loc[row, column] in (value, str(value)) or float(
+                table.loc[row, column]
+            ) == pytest.approx(value, abs=1e-5)
     for path in chosen:
         cell = opened.get_by_role("gridcell", name=path.name, exact=True)
         expect(cell).to_be_visible()
@@ -207,21 +198,19 @@ def test_the_model_tab_shows_the_figures_of_the_run(visit, evaluated_run):
     expect(opened.locator("[role=tabpanel]:visible img")).not_to_have_count(0)
 
 
-def test_a_phone_shows_everything_without_scrolling_sideways(
-    visit, predictor, evaluated_run, pictures
-):
+def test_a_phone_shows_everything_without_scrolling_sideways(visit, predict, pictures):
     opened = visit(**PHONE)
     for name in ("One image", "Several", "Model"):
         expect(opened.get_by_role("tab", name=name)).to_be_visible()
     upload(opened, pictures[5])
-    expect_verdict(opened, judge(predictor, evaluated_run, pictures[5]))
+    expect_result(opened, predict(pictures[5]))
     expect(opened.get_by_text("(Grad-CAM)")).to_be_visible()
     assert opened.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
-def test_two_users_at_once_see_their_own_images(visit, predictor, evaluated_run, pictures):
+def test_two_users_at_once_see_their_own_images(visit, predict, pictures):
     one, other = visit(), visit()
     upload(one, pictures[5])
-    upload(other, pictures[70])
-    expect_verdict(other, judge(predictor, evaluated_run, pictures[70]))
-    expect_verdict(one, judge(predictor, evaluated_run, pictures[5]))
+    upload(other, pictures[50])
+    expect_result(other, predict(pictures[50]))
+    expect_result(one, predict(pictures[5]))

@@ -1,4 +1,4 @@
-"""Temperature, operating points, prediction sets, selective prediction: hand-worked and simulated."""
+"""Temperature, operating points, prediction sets, selective prediction: by hand and simulated."""
 
 import numpy as np
 import pytest

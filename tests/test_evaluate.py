@@ -1,41 +1,62 @@
-"""The steps that judge, over real files: evaluate, score, compare, ensembles and folds."""
+"""The steps that evaluate, over real files: evaluate, score, compare, ensembles and folds."""
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import TINY
 
-from skinlesion import workflow
 from skinlesion.config import make_config
 from skinlesion.data.ham10000 import load_metadata
 from skinlesion.data.images import load_images
-from skinlesion.data.isic import read_predictions, write_predictions
-from skinlesion.data.split import read_split
+from skinlesion.data.isic import read_isic, write_isic
+from skinlesion.data.split import read_split, write_split
 from skinlesion.diagnoses import CLASS_CODES, LABEL_OF, SYNTHETIC_NOTE
-from skinlesion.evaluation import evaluate as assessment
-from skinlesion.evaluation.calibration import apply_temperature
+from skinlesion.evaluation.calibration import apply_temperature, calibrate, load_calibration
+from skinlesion.evaluation.compare import compare
+from skinlesion.evaluation.evaluate import (
+    evaluate,
+    evaluate_external,
+    evaluate_together,
+    score,
+)
 from skinlesion.files import InputError
 from skinlesion.model.predictor import Predictor
+from skinlesion.model.run import Run
+from skinlesion.model.train import train
+
+
+def train_calibrated(data, folder, config, **options):
+    run = train(data, folder, config, **options)
+    calibrate(run, data)
+    return run.folder
 
 
 @pytest.fixture(scope="module")
 def second_run(sample, tmp_path_factory):
     """Another model for the same test images."""
-    config = make_config(
-        "default", image_size=(32, 48), weights="none", epochs=1, batch_size=16, seed=42, limit=40
-    )
-    return workflow.train(sample, tmp_path_factory.mktemp("runs") / "second", config)
+    config = make_config("default", **TINY | {"image_size": (32, 48)}, epochs=1, limit=40)
+    return train_calibrated(sample, tmp_path_factory.mktemp("runs") / "second", config)
+
+
+@pytest.fixture(scope="module")
+def evaluated_pair(trained_run, second_run, sample, tmp_path_factory):
+    """Two evaluated runs on the same test images; read only."""
+    folder = tmp_path_factory.mktemp("pair")
+    runs = [folder / "first", folder / "second"]
+    for run, source in zip(runs, (trained_run, second_run), strict=True):
+        shutil.copytree(source, run)
+        evaluate(run, data=sample)
+    return runs
 
 
 @pytest.fixture
-def two_runs(run_copy, second_run, sample, tmp_path):
-    runs = [run_copy, tmp_path / "second"]
-    shutil.copytree(second_run, runs[1])
-    for run in runs:
-        assessment.evaluate(run, data=sample)
-    return runs
+def two_runs(evaluated_pair, tmp_path):
+    """Copies of them that a test may change."""
+    return [Path(shutil.copytree(run, tmp_path / run.name)) for run in evaluated_pair]
 
 
 @pytest.fixture(scope="module")
@@ -46,27 +67,25 @@ def truth(sample, tmp_path_factory):
     (folder / "images").mkdir()
     for path in table["path"]:
         shutil.copy(path, folder / "images")
-    write_predictions(folder / "truth.csv", list(table["image_id"]), np.eye(7)[table["label"]])
+    write_isic(folder / "truth.csv", list(table["image_id"]), np.eye(7)[table["label"]])
     return folder / "truth.csv"
 
 
 def calibrated(run, paths):
-    predictor = Predictor.load(run)
-    y_prob = predictor.predict_probabilities(paths)
-    return apply_temperature(y_prob, predictor.calibration.temperature)
+    y_prob = Predictor.load(run).predict_files(paths).y_prob
+    return apply_temperature(y_prob, load_calibration(run).temperature)
 
 
 class TestEvaluate:
     @pytest.fixture
-    def evaluated(self, sample, run_copy):
-        assessment.evaluate(run_copy, data=sample)
-        return run_copy
+    def evaluated(self, evaluated_run, tmp_path):
+        return Path(shutil.copytree(evaluated_run, tmp_path / "evaluated"))
 
     def test_files(self, evaluated, sample, capsys):
         metrics = json.loads((evaluated / "evaluation" / "metrics.json").read_text())
         assert metrics["synthetic"] is True
         assert set(metrics["per_class"]) == set(CLASS_CODES)
-        assert 0 < metrics["explanation"]["area"] < 1
+        assert 0 < metrics["gradcam"]["area"] < 1
         assert metrics["calibration"]["validation_images"] > 0
         row = metrics["overall"]["balanced_accuracy"]
         assert row["low"] <= row["value"] <= row["high"]
@@ -93,7 +112,7 @@ class TestEvaluate:
         }
 
     def test_test_images_only_and_figures_from_the_prediction_file(self, evaluated, sample):
-        names, y_prob = read_predictions(evaluated / "predictions_test.csv")
+        names, y_prob = read_isic(evaluated / "predictions_test.csv")
         split = read_split(evaluated / "splits.csv").set_index("image_id")
         assert set(names) == set(split.index[split["split"] == "test"])
         y_true = load_metadata(sample).set_index("image_id").loc[names, "label"]
@@ -106,48 +125,88 @@ class TestEvaluate:
         first = json.loads((evaluated / "evaluation" / "metrics.json").read_text())
         pd.read_csv(path).iloc[::-1].to_csv(path, index=False)
         before = path.read_bytes()
-        assessment.evaluate(evaluated, data=sample)
+        evaluate(evaluated, data=sample)
         assert json.loads((evaluated / "evaluation" / "metrics.json").read_text()) == first
         assert path.read_bytes() == before
 
     def test_predictions_of_other_images_are_refused(self, evaluated, sample):
         path = evaluated / "predictions_test.csv"
         pd.read_csv(path).iloc[1:].to_csv(path, index=False)
-        with pytest.raises(InputError, match="not about the images to judge: missing ISIC_"):
-            assessment.evaluate(evaluated, data=sample)
+        with pytest.raises(InputError, match="does not hold the images to evaluate: missing ISIC_"):
+            evaluate(evaluated, data=sample)
 
     def test_the_sample_is_called_synthetic(self, run_copy, sample, capsys):
-        assessment.evaluate(run_copy, data=sample)
+        evaluate(run_copy, data=sample)
         assert SYNTHETIC_NOTE in capsys.readouterr().out
 
     def test_a_bundle_in_its_run_is_as_good_as_the_run(self, evaluated, sample):
         before = (evaluated / "predictions_test.csv").read_bytes()
-        assessment.evaluate(evaluated / "model", data=sample)
+        evaluate(evaluated / "model", data=sample)
         assert (evaluated / "predictions_test.csv").read_bytes() == before
 
     def test_a_bundle_by_itself_says_how_it_can_be_tested(self, evaluated, sample, tmp_path):
         shutil.copytree(evaluated / "model", tmp_path / "alone" / "bundle")
         with pytest.raises(InputError, match="--images and --truth"):
-            assessment.evaluate(tmp_path / "alone" / "bundle", data=sample)
+            evaluate(tmp_path / "alone" / "bundle", data=sample)
 
     def test_augmentation_stands_beside_the_plain_predictions(self, evaluated, sample, capsys):
         plain = (evaluated / "predictions_test.csv").read_bytes()
-        metrics = assessment.evaluate(evaluated, data=sample, tta=True)
+        metrics = evaluate(evaluated, data=sample, tta=True)
         assert (evaluated / "predictions_test.csv").read_bytes() == plain
-        assert list(metrics["variants"]) == ["single", "test-time augmentation"]
-        assert metrics["variants"]["single"] == metrics["overall"]
-        _, averaged = read_predictions(evaluated / "predictions_test_tta.csv")
-        assert not np.allclose(averaged, read_predictions(evaluated / "predictions_test.csv")[1])
-        assert "test-time augmentation:" in capsys.readouterr().out
+        assert list(metrics["variants"]) == ["test-time augmentation"]
+        _, averaged = read_isic(evaluated / "predictions_test_tta.csv")
+        assert not np.allclose(averaged, read_isic(evaluated / "predictions_test.csv")[1])
+        assert "with test-time augmentation" in capsys.readouterr().out
+
+    def test_the_share_in_distribution_is_reported(self, evaluated, sample):
+        metrics = json.loads((evaluated / "evaluation" / "metrics.json").read_text())
+        run, table = Run(evaluated), load_metadata(sample).set_index("image_id")
+        paths = table.loc[run.rows("test")["image_id"], "path"]
+        features = Predictor.load(run).predict_files(list(paths)).features
+        share = (load_calibration(run).ood.compute_scores(features) <= 1).mean()
+        found = metrics["ood"]["in_distribution"]
+        assert found["value"] == pytest.approx(share)
+        assert found["low"] <= found["value"] <= found["high"]
+        assert (
+            metrics["ood"]["per_class"]["mel"]["support"]
+            == (metrics["per_class"]["mel"]["support"])
+        )
+
+    def test_a_run_without_calibration_says_what_to_do(self, run_copy, sample):
+        run = Run(run_copy)
+        run.save_model(run.load_model(), run.info.model_copy(update={"calibration": None}))
+        with pytest.raises(InputError, match="skinlesion calibrate --run"):
+            evaluate(run, data=sample)
+
+    def test_another_dataset_is_refused(self, trained_run, flat_data):
+        with pytest.raises(InputError, match="another dataset"):
+            evaluate(trained_run, data=flat_data)
+
+    def test_each_test_image_is_decoded_once_for_the_predictions(
+        self, run_copy, sample, monkeypatch
+    ):
+        from skinlesion.model import predictor
+
+        decoded = []
+
+        def count(paths, **options):
+            decoded.extend(paths)
+            return load_images(paths, **options)
+
+        monkeypatch.setattr(predictor, "load_images", count)
+        evaluate(run_copy, data=sample)
+        test = Run(run_copy).rows("test")
+        # The explained images, two a class at most, are decoded again for their pictures.
+        assert len(test) <= len(decoded) <= len(test) + 14
 
 
 def test_augmented_predictions_do_not_depend_on_how_the_image_is_turned(trained_run, sample):
-    images = load_images(sorted(sample.glob("*part_1/*.jpg"))[:4], image_size=(97, 97))
+    images = load_images(sorted(sample.glob("*part_1/*.jpg"))[:4], image_size=(32, 32))
     predictor = Predictor.load(trained_run)
-    straight = predictor.predict_images(images, tta=True)
+    straight = predictor.predict_images(images, tta=True).y_prob
     for turned in (images[:, ::-1], images.swapaxes(1, 2), np.rot90(images, axes=(1, 2))):
-        assert np.allclose(predictor.predict_images(turned, tta=True), straight, atol=1e-5)
-        assert not np.allclose(predictor.predict_images(turned), straight, atol=1e-5)
+        assert np.allclose(predictor.predict_images(turned, tta=True).y_prob, straight, atol=1e-5)
+        assert not np.allclose(predictor.predict_images(turned).y_prob, straight, atol=1e-5)
 
 
 class TestExternal:
@@ -155,27 +214,26 @@ class TestExternal:
         self, trained_run, truth, tmp_path, capsys
     ):
         split = read_split(trained_run / "splits.csv").set_index("image_id")["split"]
-        seen = sum(split[name] != "test" for name in read_predictions(truth)[0])
+        seen = sum(split[name] != "test" for name in read_isic(truth)[0])
         for run in (trained_run, trained_run / "model"):
-            assessment.evaluate_external([run], truth.parent / "images", truth, tmp_path / "out")
-            assert f"warning: {seen} of these 21 images are among" in capsys.readouterr().out
+            evaluate_external([run], truth.parent / "images", truth, tmp_path / "out")
+            said = capsys.readouterr().out
+            assert f"was trained or chosen on {seen} of these 21 images" in said
 
     def test_one_run_on_other_images(self, trained_run, truth, tmp_path, sample):
-        metrics = assessment.evaluate_external(
-            [trained_run], truth.parent / "images", truth, tmp_path / "out"
-        )
+        metrics = evaluate_external([trained_run], truth.parent / "images", truth, tmp_path / "out")
         assert (metrics["n"], metrics["lesions"]) == (21, 21)
         assert not (tmp_path / "out" / "model_card.md").exists()
-        names, y_prob = read_predictions(tmp_path / "out" / "predictions.csv")
+        names, y_prob = read_isic(tmp_path / "out" / "predictions.csv")
         paths = [truth.parent / "images" / f"{name}.jpg" for name in names]
-        assert np.allclose(Predictor.load(trained_run).predict_probabilities(paths), y_prob)
+        assert np.allclose(Predictor.load(trained_run).predict_files(paths).y_prob, y_prob)
         labels = load_metadata(sample).set_index("image_id").loc[names, "label"]
         accuracy = (y_prob.argmax(axis=1) == labels.to_numpy()).mean()
         assert metrics["overall"]["accuracy"]["value"] == pytest.approx(accuracy)
         assert "operating_points" in metrics["calibration"]
 
     def test_metadata_gives_lesions_and_subgroups(self, trained_run, truth, tmp_path, sample):
-        metrics = assessment.evaluate_external(
+        metrics = evaluate_external(
             [trained_run / "model"],
             truth.parent / "images",
             truth,
@@ -189,23 +247,20 @@ class TestExternal:
         self, trained_run, second_run, truth, tmp_path
     ):
         runs = [trained_run, second_run]
-        metrics = assessment.evaluate_external(
-            runs, truth.parent / "images", truth, tmp_path / "out"
-        )
-        names, y_prob = read_predictions(tmp_path / "out" / "predictions.csv")
+        metrics = evaluate_external(runs, truth.parent / "images", truth, tmp_path / "out")
+        names, y_prob = read_isic(tmp_path / "out" / "predictions.csv")
         paths = [truth.parent / "images" / f"{name}.jpg" for name in names]
         expected = np.mean([calibrated(run, paths) for run in runs], axis=0)
         assert np.allclose(y_prob, expected, atol=1e-6)
         assert list(metrics["variants"]) == [str(trained_run), str(second_run), "ensemble"]
-        assert metrics["variants"]["ensemble"] == metrics["overall"]
+        ensemble = metrics["variants"]["ensemble"]
+        assert json.dumps(ensemble) == json.dumps(metrics["overall"])
 
     def test_a_missing_image_is_named(self, trained_run, truth, tmp_path):
-        names, y_prob = read_predictions(truth)
-        write_predictions(tmp_path / "t.csv", [*names[1:], "ISIC_absent"], y_prob)
-        with pytest.raises(
-            InputError, match=r"1 of 21 images of t\.csv are not there: ISIC_absent"
-        ):
-            assessment.evaluate_external(
+        names, y_prob = read_isic(truth)
+        write_isic(tmp_path / "t.csv", [*names[1:], "ISIC_absent"], y_prob)
+        with pytest.raises(InputError, match=r"1 of 21 images of t\.csv are missing: ISIC_absent"):
+            evaluate_external(
                 [trained_run], truth.parent / "images", tmp_path / "t.csv", tmp_path / "out"
             )
 
@@ -214,15 +269,15 @@ class TestExternal:
         table.loc[0, "dx"] = "vasc" if table["dx"][0] != "vasc" else "nv"
         table.to_csv(tmp_path / "m.csv", index=False)
         with pytest.raises(InputError, match=f"different diagnoses for {table['image_id'][0]}"):
-            assessment.score(truth, truth, tmp_path / "out", metadata=tmp_path / "m.csv")
+            score(truth, truth, tmp_path / "out", metadata=tmp_path / "m.csv")
 
 
 class TestTogether:
     def test_runs_of_one_test_set_are_an_ensemble(self, two_runs, sample, tmp_path, capsys):
         with pytest.raises(InputError, match="given more than once"):
-            assessment.evaluate_together([*two_runs, two_runs[0] / "model"], tmp_path, data=sample)
-        metrics = assessment.evaluate_together(two_runs, tmp_path / "out", data=sample)
-        names, y_prob = read_predictions(tmp_path / "out" / "predictions.csv")
+            evaluate_together([*two_runs, two_runs[0] / "model"], tmp_path, data=sample)
+        metrics = evaluate_together(two_runs, tmp_path / "out", data=sample)
+        names, y_prob = read_isic(tmp_path / "out" / "predictions.csv")
         paths = load_metadata(sample).set_index("image_id").loc[names, "path"].tolist()
         expected = np.mean([calibrated(run, paths) for run in two_runs], axis=0)
         assert np.allclose(y_prob, expected, atol=1e-5)
@@ -230,44 +285,44 @@ class TestTogether:
         alone = json.loads((two_runs[0] / "evaluation" / "metrics.json").read_text())
         member = metrics["variants"][str(two_runs[0])]["macro_auc"]["value"]
         assert member == pytest.approx(alone["overall"]["macro_auc"]["value"])
-        assert "2 runs as ensemble" in capsys.readouterr().out
+        assert "2 runs as an ensemble" in capsys.readouterr().out
 
-    def test_folds_judge_each_image_by_the_model_that_has_not_seen_it(
+    def test_folds_predict_each_image_by_the_model_that_has_not_seen_it(
         self, sample, tmp_path, capsys
     ):
         config = make_config("default", image_size=(32, 48), weights="none", epochs=1, limit=14)
         runs = []
         for fold in (1, 2):
             splits = tmp_path / f"{fold}.csv"
-            workflow.split(sample, splits, fold=(fold, 2))
-            runs.append(workflow.train(sample, tmp_path / f"run{fold}", config, splits=splits))
-        metrics = assessment.evaluate_together(runs, tmp_path / "out", data=sample)
+            write_split(sample, splits, fold=(fold, 2))
+            runs.append(train_calibrated(sample, tmp_path / f"run{fold}", config, splits=splits))
+        metrics = evaluate_together(runs, tmp_path / "out", data=sample)
         assert metrics["n"] == 84
         assert "2 runs as folds" in capsys.readouterr().out
-        names, y_prob = read_predictions(tmp_path / "out" / "predictions.csv")
+        names, y_prob = read_isic(tmp_path / "out" / "predictions.csv")
         tested = read_split(runs[0] / "splits.csv").query("split == 'test'")["image_id"]
         paths = load_metadata(sample).set_index("image_id").loc[list(tested), "path"]
         ours = pd.DataFrame(y_prob, index=names).loc[list(tested)].to_numpy()
         assert np.allclose(ours, calibrated(runs[0], list(paths)), atol=1e-5)
 
-        # A model must not judge what it was trained on.
+        # A model must not predict what it was trained on.
         partly = tmp_path / "partly.csv"
         split = read_split(runs[0] / "splits.csv")
         first = split.index[split["split"] == "test"][0]
         split.loc[first, "split"] = "train"
         split.to_csv(partly, index=False)
-        other = workflow.train(sample, tmp_path / "other", config, splits=partly)
-        with pytest.raises(InputError, match="the same in part"):
-            assessment.evaluate_together([runs[0], other], tmp_path / "out2", data=sample)
+        other = train_calibrated(sample, tmp_path / "other", config, splits=partly)
+        with pytest.raises(InputError, match="some test images in common"):
+            evaluate_together([runs[0], other], tmp_path / "out2", data=sample)
 
 
 class TestScore:
     def test_equals_what_evaluate_says_of_the_same_predictions(self, run_copy, sample, tmp_path):
-        evaluated = assessment.evaluate(run_copy, data=sample)
+        evaluated = evaluate(run_copy, data=sample)
         split = read_split(run_copy / "splits.csv").query("split == 'test'")
         labels = split["dx"].map(LABEL_OF).to_numpy()
-        write_predictions(tmp_path / "t.csv", list(split["image_id"]), np.eye(7)[labels])
-        scored = assessment.score(
+        write_isic(tmp_path / "t.csv", list(split["image_id"]), np.eye(7)[labels])
+        scored = score(
             run_copy / "predictions_test.csv",
             tmp_path / "t.csv",
             tmp_path / "out",
@@ -278,34 +333,34 @@ class TestScore:
         assert "calibration" not in scored
 
     def test_without_metadata_images_are_lesions_and_this_is_said(self, truth, tmp_path, capsys):
-        metrics = assessment.score(truth, truth, tmp_path / "out")
+        metrics = score(truth, truth, tmp_path / "out")
         assert metrics["lesions"] == metrics["n"] == 21
         assert metrics["overall"]["balanced_accuracy"]["value"] == 1
         assert "every image counts as a lesion of its own" in capsys.readouterr().out
 
     def test_rows_that_are_no_probabilities_are_noticed(self, truth, tmp_path, capsys):
-        names, y_prob = read_predictions(truth)
-        write_predictions(tmp_path / "p.csv", names, y_prob * 0.7)
-        assessment.score(tmp_path / "p.csv", truth, tmp_path / "out")
+        names, y_prob = read_isic(truth)
+        write_isic(tmp_path / "p.csv", names, y_prob * 0.7)
+        score(tmp_path / "p.csv", truth, tmp_path / "out")
         assert "21 rows do not add up to 1" in capsys.readouterr().out
 
     def test_a_class_without_a_case_is_nan(self, tmp_path):
-        write_predictions(tmp_path / "t.csv", ["a", "b"], np.eye(7)[[4, 5]])
-        assessment.score(tmp_path / "t.csv", tmp_path / "t.csv", tmp_path / "out")
+        write_isic(tmp_path / "t.csv", ["a", "b"], np.eye(7)[[4, 5]])
+        score(tmp_path / "t.csv", tmp_path / "t.csv", tmp_path / "out")
         written = json.loads((tmp_path / "out" / "metrics.json").read_text())
         assert written["per_class"]["df"]["sensitivity"]["value"] is None
         assert written["per_class"]["df"]["support"] == 0
 
     def test_predictions_of_other_images_are_refused(self, truth, tmp_path):
-        names, y_prob = read_predictions(truth)
-        write_predictions(tmp_path / "p.csv", [*names[1:], "other"], y_prob)
+        names, y_prob = read_isic(truth)
+        write_isic(tmp_path / "p.csv", [*names[1:], "other"], y_prob)
         with pytest.raises(InputError, match=f"missing {names[0]}; extra other"):
-            assessment.score(tmp_path / "p.csv", truth, tmp_path / "out")
+            score(tmp_path / "p.csv", truth, tmp_path / "out")
 
 
 class TestCompare:
     def test_two_runs(self, two_runs, tmp_path, capsys):
-        found = assessment.compare(*two_runs, tmp_path / "out")
+        found = compare(*two_runs, tmp_path / "out")
         written = json.loads((tmp_path / "out" / "comparison.json").read_text())
         assert written["mcnemar"] == found["mcnemar"]
         values = [
@@ -325,8 +380,8 @@ class TestCompare:
         split.loc[split.index[split["split"] == "test"][0], "split"] = "train"
         split.to_csv(path, index=False)
         with pytest.raises(InputError, match="different test images"):
-            assessment.compare(*two_runs, tmp_path / "out")
+            compare(*two_runs, tmp_path / "out")
 
     def test_a_run_that_was_not_evaluated_is_refused(self, trained_run, run_copy, tmp_path):
-        with pytest.raises(InputError, match="were not predicted yet"):
-            assessment.compare(trained_run, run_copy, tmp_path / "out")
+        with pytest.raises(InputError, match="not predicted yet"):
+            compare(trained_run, run_copy, tmp_path / "out")

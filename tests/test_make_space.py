@@ -19,6 +19,7 @@ from skinlesion.demo.app import SAFE_TO_SHARE
 from skinlesion.demo.predict import predict_image
 from skinlesion.diagnoses import DISCLAIMER, SYNTHETIC_NOTE
 from skinlesion.files import InputError
+from skinlesion.model.run import Run
 
 pytestmark = pytest.mark.skipif(
     Version(gradio.__version__) < SAFE_TO_SHARE, reason="a Space is not made with this Gradio"
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def space(evaluated_run, tmp_path_factory):
-    return make_space(evaluated_run, tmp_path_factory.mktemp("dist") / "space")
+    return make_space(Run(evaluated_run), tmp_path_factory.mktemp("dist") / "space")
 
 
 def test_the_header_is_what_spaces_read(space):
@@ -57,7 +58,7 @@ def test_requirements_name_a_keras_that_reads_the_model_and_nothing_of_the_noteb
     assert not {"jupyter", "gradio"} & set(names)
 
 
-def test_it_starts_by_itself_and_answers(space, evaluated_run, sample):
+def test_it_starts_by_itself_and_answers(space, evaluated_run, pictures):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -70,16 +71,23 @@ def test_it_starts_by_itself_and_answers(space, evaluated_run, sample):
             url = next(line.split()[1] for line in process.stdout if line.startswith("demo: http"))
             assert re.search(rf":{port}\b", url)
             assert DISCLAIMER in httpx.get(url).text
-            picture = sorted(sample.glob("*_part_*/*.jpg"))[5]
             client = Client(url, verbose=False)
-            answer = client.predict(handle_file(picture), api_name="/predict")
+            answer = client.predict(handle_file(pictures[5]), api_name="/predict")
         finally:
             process.terminate()
-    expected = predict_image(evaluated_run, picture).to_dict()
-    assert answer["is_malignant"] == expected["is_malignant"]
+    expected = predict_image(evaluated_run, pictures[5]).to_dict()
+    assert answer["sentence"] == expected["sentence"]
+    assert answer["operating_point"] == expected["operating_point"]
     assert answer["p_malignant"] == pytest.approx(expected["p_malignant"], abs=1e-5)
 
 
 def test_a_folder_with_something_in_it_is_left_alone(space, evaluated_run):
     with pytest.raises(InputError, match="is not empty"):
-        make_space(evaluated_run, space)
+        make_space(Run(evaluated_run), space)
+
+
+def test_an_uncalibrated_model_is_refused(run_copy, tmp_path):
+    run = Run(run_copy)
+    run.save_model(run.load_model(), run.info.model_copy(update={"calibration": None}))
+    with pytest.raises(InputError, match="calibrate"):
+        make_space(run, tmp_path / "space")

@@ -11,17 +11,18 @@ from huggingface_hub import ModelCard
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import SPLITS, read_split
 from skinlesion.diagnoses import CLASS_CODES, DISCLAIMER, SYNTHETIC_NOTE
-from skinlesion.evaluation import evaluate as assessment
+from skinlesion.evaluation.evaluate import evaluate
 from skinlesion.evaluation.metrics import format_figure
-from skinlesion.evaluation.model_card import GATE, LEAST_CASES, NO_GATE, OVERALL, make_model_card
+from skinlesion.evaluation.model_card import LEAST_CASES, OOD, OVERALL, make_model_card
 from skinlesion.files import InputError
+from skinlesion.model.run import Run
 
 
 @pytest.fixture(scope="module")
 def evaluated(trained_run, sample, tmp_path_factory):
     """The run on the sample, evaluated with test-time augmentation; read only."""
     run = shutil.copytree(trained_run, tmp_path_factory.mktemp("card") / "run")
-    assessment.evaluate(run, data=sample, tta=True)
+    evaluate(run, data=sample, tta=True)
     return run
 
 
@@ -35,11 +36,18 @@ def synthetic_run(evaluated, tmp_path):
 def real_run(evaluated, tmp_path):
     """The same, as if its images were HAM10000's."""
     run = shutil.copytree(evaluated, tmp_path / "real")
-    change(run / "model" / "bundle.json", synthetic=False)
+    one = Run(run)
+    values, arrays = one.read_calibration()
+    one.save_model(one.load_model(), one.info.model_copy(update={"synthetic": False}))
+    one.save_calibration(values, arrays)
     change(run / "evaluation" / "metrics.json", synthetic=False)
     described = json.loads((run / "config.json").read_text())
     change(run / "config.json", dataset=described["dataset"] | {"synthetic": False})
     return run
+
+
+def make_card(run):
+    return make_model_card(Run(run))
 
 
 def change(path, **values):
@@ -66,7 +74,7 @@ def find_table(card, head):
 
 class TestHeader:
     def test_of_a_real_run(self, real_run):
-        data = ModelCard(make_model_card(real_run)).data
+        data = ModelCard(make_card(real_run)).data
         assert (data.license, data.library_name) == ("cc-by-nc-4.0", "keras")
         assert (data.pipeline_tag, data.datasets) == ("image-classification", ["HAM10000"])
         assert data.metrics == ["balanced_accuracy", "f1", "roc_auc"]
@@ -75,7 +83,7 @@ class TestHeader:
 
     def test_results_are_those_of_the_metrics_file(self, real_run):
         overall = read_metrics(real_run)["overall"]
-        results = ModelCard(make_model_card(real_run)).data.eval_results
+        results = ModelCard(make_card(real_run)).data.eval_results
         names = ["balanced_accuracy", "macro_f1", "macro_auc"]
         assert [result.metric_type for result in results] == ["balanced_accuracy", "f1", "roc_auc"]
         for result, name in zip(results, names, strict=True):
@@ -86,10 +94,15 @@ class TestHeader:
 
     def test_an_undefined_figure_is_left_out(self, real_run):
         metrics = read_metrics(real_run)
-        undefined = {"value": None, "low": None, "high": None, "draws_left_out": metrics["draws"]}
+        undefined = {
+            "value": None,
+            "low": None,
+            "high": None,
+            "undefined_resamples": metrics["n_bootstrap"],
+        }
         overall = metrics["overall"] | {"macro_auc": undefined}
         change(real_run / "evaluation" / "metrics.json", overall=overall)
-        card = make_model_card(real_run)
+        card = make_card(real_run)
         results = ModelCard(card).data.eval_results
         assert [result.metric_type for result in results] == ["balanced_accuracy", "f1"]
         assert find_table(card, ["figure", "single model"])[OVERALL["macro_auc"]][0] == "-"
@@ -97,7 +110,7 @@ class TestHeader:
 
 class TestSynthetic:
     def test_is_called_so_and_gives_no_results(self, synthetic_run):
-        card = make_model_card(synthetic_run)
+        card = make_card(synthetic_run)
         data = ModelCard(card).data
         assert (data.license, data.datasets, data.eval_results) == ("mit", None, None)
         assert "synthetic" in data.tags
@@ -107,10 +120,10 @@ class TestSynthetic:
         assert "about drawings, not about skin" in card
 
     def test_does_not_speak_of_the_real_dataset(self, synthetic_run):
-        assert "ham10000" not in make_model_card(synthetic_run).lower()
+        assert "ham10000" not in make_card(synthetic_run).lower()
 
     def test_a_real_run_is_not_called_synthetic(self, real_run):
-        card = make_model_card(real_run)
+        card = make_card(real_run)
         assert "synthetic" not in card.lower()
         assert "doi.org/10.1038/sdata.2018.161" in card
 
@@ -122,7 +135,7 @@ class TestEitherKind:
         return request.getfixturevalue(kind)
 
     def test_has_the_notice_and_every_section(self, run):
-        card = make_model_card(run)
+        card = make_card(run)
         assert f"**{DISCLAIMER}**" in card
         sections = re.findall(r"^## (\w+)", card, re.M)
         assert sections == [
@@ -131,7 +144,7 @@ class TestEitherKind:
         assert not re.search(r"\$\w|\bnan\b|\{\w", card)
 
     def test_tables_are_well_formed(self, run):
-        tables = read_tables(make_model_card(run))
+        tables = read_tables(make_card(run))
         assert len(tables) >= 8
         for table in tables:
             assert len(table) > 2
@@ -140,7 +153,7 @@ class TestEitherKind:
 
     def test_without_evaluation(self, run):
         shutil.rmtree(run / "evaluation")
-        card = make_model_card(run)
+        card = make_card(run)
         data = ModelCard(card).data
         assert (data.eval_results, data.metrics) == (None, None)
         assert "Not evaluated yet" in card
@@ -148,7 +161,7 @@ class TestEitherKind:
         assert "sensitivity" not in card
 
     def test_figures_are_those_of_the_metrics_file(self, run):
-        card, metrics = make_model_card(run), read_metrics(run)
+        card, metrics = make_card(run), read_metrics(run)
         overall = find_table(card, ["figure", "single model", "test-time augmentation"])
         augmented = metrics["variants"]["test-time augmentation"]
         for name, label in OVERALL.items():
@@ -161,7 +174,7 @@ class TestEitherKind:
 
 class TestFigures:
     def test_of_each_class(self, real_run):
-        rows = find_table(make_model_card(real_run), ["class", "images"])
+        rows = find_table(make_card(real_run), ["class", "images"])
         assert list(rows) == list(CLASS_CODES)
         for code, row in read_metrics(real_run)["per_class"].items():
             assert rows[code][0] == str(row["support"])
@@ -174,14 +187,14 @@ class TestFigures:
         matrix[4] = [1, 2, 4, 8, 16, 32, 64]  # benign among the predictions: 4 + 8 + 32 + 64
         matrix[1][5], matrix[5][4] = 3, 1000
         change(real_run / "evaluation" / "metrics.json", confusion_matrix=matrix)
-        card = make_model_card(real_run)
+        card = make_card(real_run)
         rows = find_table(card, ["", "akiec"])
         assert rows["mel"] == ["1", "2", "4", "8", "16", "32", "64"]
         assert rows["nv"][4] == "1,000"
         assert "calls 111 of 130 malignant images benign, 108 of 127 melanomas among them" in card
 
     def test_operating_points_and_calibration(self, real_run):
-        card, found = make_model_card(real_run), read_metrics(real_run)["calibration"]
+        card, found = make_card(real_run), read_metrics(real_run)["calibration"]
         rows, point = find_table(card, ["chosen for"]), found["operating_points"][1]
         assert rows["sensitivity 0.95"][:2] == [
             f"{point['threshold']:.3f}",
@@ -197,7 +210,7 @@ class TestFigures:
         found = read_metrics(real_run)["calibration"]
         found["operating_points"][0]["threshold"] = None
         change(real_run / "evaluation" / "metrics.json", calibration=found)
-        assert find_table(make_model_card(real_run), ["chosen for"])["sensitivity 0.90"][0] == "-"
+        assert find_table(make_card(real_run), ["chosen for"])["sensitivity 0.90"][0] == "-"
 
     def test_what_was_not_measured_is_said(self, real_run):
         metrics = read_metrics(real_run)
@@ -205,18 +218,18 @@ class TestFigures:
         (real_run / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
         (real_run / "evaluation" / "subgroups.csv").unlink()
         (real_run / "history.csv").unlink()
-        card = make_model_card(real_run)
+        card = make_card(real_run)
         assert "calibration and prediction sets were not measured" in card
         assert "### Subgroups\n\nNot measured." in card
         assert "test-time augmentation" not in card
-        assert find_table(card, ["", ""])["fitting"] == ["-"]
+        assert "logistic regression" in find_table(card, ["", ""])["fitting"][0]
 
     def test_of_an_older_evaluation(self, real_run):
         overall = read_metrics(real_run)["overall"]
         del overall["brier"]
         change(real_run / "evaluation" / "metrics.json", overall=overall)
         with pytest.raises(InputError, match="lacks brier; evaluate again"):
-            make_model_card(real_run)
+            make_card(real_run)
 
 
 class TestSubgroups:
@@ -225,11 +238,11 @@ class TestSubgroups:
         row = {"attribute": "sex", "subgroup": subgroup, "images": images, "lesions": 9}
         row |= {"malignant": 25, "melanomas": melanomas, "low": 0.1, "high": 0.9}
         rows = [
-            row | {"figure": name, "value": 0.2 + 0.1 * k, "draws_left_out": left_out}
+            row | {"figure": name, "value": 0.2 + 0.1 * k, "undefined_resamples": left_out}
             for k, name in enumerate(names)
         ]
         pd.DataFrame(rows).to_csv(run / "evaluation" / "subgroups.csv", index=False)
-        return make_model_card(run)
+        return make_card(run)
 
     def test_support_and_figures(self, real_run):
         row = find_table(self.write(real_run), ["subgroup"])["sex: female"]
@@ -241,7 +254,7 @@ class TestSubgroups:
         row = find_table(card, ["subgroup"])["sex: female"]
         assert row[3:] == ["0.300 [0.100, 0.900]", "too few", "too few"]  # 34 - 25 benign ones
 
-    def test_nor_those_that_most_draws_lack(self, real_run):
+    def test_nor_those_that_most_resamples_lack(self, real_run):
         row = find_table(self.write(real_run, left_out=501), ["subgroup"])["sex: female"]
         assert row[3:] == ["too few"] * 3
 
@@ -256,7 +269,7 @@ class TestSubgroups:
 class TestTraining:
     def test_counts_are_those_of_the_split(self, real_run):
         split = read_split(real_run / "splits.csv")
-        card = make_model_card(real_run)
+        card = make_card(real_run)
         rows = find_table(card, ["class", "name"])
         for code in CLASS_CODES:
             for part, cell in zip(SPLITS, rows[code][2:], strict=True):
@@ -267,24 +280,16 @@ class TestTraining:
 
     def test_names_the_epoch_seed_versions_and_commit(self, real_run):
         history = pd.read_csv(real_run / "history.csv")
-        worse = history.assign(epoch=2, val_loss=history["val_loss"] + 1)
+        worse = history.assign(epoch=1, val_loss=history["val_loss"] + 1)
         pd.concat([history, worse]).to_csv(real_run / "history.csv", index=False)
         config = json.loads((real_run / "config.json").read_text())["config"] | {"limit": 1400}
         change(real_run / "config.json", commit="0123abc", config=config)
-        rows = find_table(make_model_card(real_run), ["", ""])
+        rows = find_table(make_card(real_run), ["", ""])
         loss = f"the lowest validation loss, {history['val_loss'][0]:.3f}"
         assert rows["fitting"] == [f"2 of 1 epochs; epoch 1 is kept, with {loss}"]
         assert (rows["seed"], rows["commit"]) == (["42"], ["0123abc"])
         assert rows["training images"] == ["1,400 at most"]
         assert re.search(r"keras \d", rows["versions"][0])
-
-    def test_of_a_regression(self, real_run):
-        described = json.loads((real_run / "config.json").read_text())
-        change(real_run / "config.json", config=described["config"] | {"method": "regression"})
-        history = {"epoch": [1, 2], "phase": "regression", "C": [0.1, 1], "val_loss": [0.6, 0.5]}
-        pd.DataFrame(history).to_csv(real_run / "history.csv", index=False)
-        fitting = find_table(make_model_card(real_run), ["", ""])["fitting"][0]
-        assert "of 2 strengths, C = 1 is kept, with the lowest validation loss, 0.500" in fitting
 
     def test_says_no_folder_of_the_machine(self, real_run):
         path = "/home/somebody/weights/resnet.h5"
@@ -294,7 +299,7 @@ class TestTraining:
             config=described["config"] | {"weights": path},
             weights={"source": path, "loaded_layers": 3, "layers": 4},
         )
-        card = make_model_card(real_run)
+        card = make_card(real_run)
         assert "somebody" not in card
         rows = find_table(card, ["", ""])
         assert rows["pretrained weights"] == ["resnet.h5, in 3 of 4 layers of the backbone"]
@@ -303,12 +308,12 @@ class TestTraining:
     def test_an_unfinished_run_is_refused(self, real_run):
         shutil.rmtree(real_run / "model")
         with pytest.raises(InputError, match=r"bundle\.json"):
-            make_model_card(real_run)
+            make_card(real_run)
 
 
 class TestAudit:
     def test_of_a_clean_split(self, real_run):
-        card = make_model_card(real_run)
+        card = make_card(real_run)
         assert "**Leak audit:** no lesion is in more than one part of the split" in card
         assert "whether one is there under two ids is not known" in card
 
@@ -317,9 +322,9 @@ class TestAudit:
         test = split.index[split["split"] == "test"]
         split.loc[test[0], "lesion_id"] = split.loc[split["split"] == "train", "lesion_id"].iloc[0]
         split.to_csv(real_run / "splits.csv", index=False)
-        card = make_model_card(real_run)
+        card = make_card(real_run)
         share = f"{100 / len(test):.1f} % of the test images show a lesion that is also in train,"
-        assert "**This split leaks.** In more than one part of it are lesions: 1;" in card
+        assert "**This split leaks.** Lesions in more than one part: 1;" in card
         assert share in card
         assert "no lesion is in more than one part" not in card
 
@@ -330,7 +335,7 @@ class TestAudit:
                 "train",
                 "none of the 1 known pairs of images that show one lesion under two ids is parted",
             ),
-            ("test", "lesions: 0; known pairs of images that show one lesion under two ids: 1."),
+            ("test", "part: 0; known pairs of images that show one lesion under two ids: 1."),
         ],
     )
     def test_of_known_near_duplicates(self, real_run, part, says):
@@ -339,20 +344,18 @@ class TestAudit:
         rows = [(one, "HAM_a", "nv", "train"), (other, "HAM_b", "nv", part)]
         extra = pd.DataFrame(rows, columns=split.columns)
         pd.concat([split, extra]).to_csv(real_run / "splits.csv", index=False)
-        assert says in make_model_card(real_run)
+        assert says in make_card(real_run)
 
 
-def test_the_gate_for_foreign_images(real_run):
-    assert GATE in make_model_card(real_run)
-    change(real_run / "model" / "bundle.json", foreign_image_gate=None)
-    card = make_model_card(real_run)
-    assert NO_GATE in card
-    assert GATE not in card
+def test_ood_detection(real_run):
+    share = format_figure(read_metrics(real_run)["ood"]["in_distribution"])
+    assert f"{OOD}; {share} of the test images are not flagged." in make_card(real_run)
+    metrics = read_metrics(real_run)
+    del metrics["ood"]
+    (real_run / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
+    assert f"{OOD}." in make_card(real_run)
 
 
-def test_evaluate_writes_it(run_copy, sample, capsys):
-    assessment.evaluate(run_copy, data=sample)
-    path = run_copy / "evaluation" / "model_card.md"
-    assert path.read_text(encoding="utf-8") == make_model_card(run_copy)
-    assert "of the test images, they let in a share of" in path.read_text(encoding="utf-8")
-    assert str(path) in capsys.readouterr().out.splitlines()[-1]
+def test_evaluate_writes_it(evaluated_run):
+    path = evaluated_run / "evaluation" / "model_card.md"
+    assert path.read_text(encoding="utf-8") == make_card(evaluated_run)

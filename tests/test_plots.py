@@ -46,11 +46,10 @@ def test_draws_on_the_axes_it_is_given(matrix):
     assert plots.plot_confusion_matrix(matrix, ax=ax) is ax
 
 
-def test_learning_curves_show_both_sets_and_the_phases():
+def test_learning_curves_show_both_sets():
     history = pd.DataFrame(
         {
             "epoch": [1, 2, 3],
-            "phase": ["frozen", "fine_tuning", "fine_tuning"],
             "loss": [3.0, 2.0, 1.0],
             "val_loss": [3.0, 2.5, 2.0],
             "accuracy": [0.1, 0.2, 0.3],
@@ -60,7 +59,13 @@ def test_learning_curves_show_both_sets_and_the_phases():
     loss, accuracy = plots.plot_learning_curves(history)
     assert [line.get_label() for line in loss.lines] == ["training", "validation"]
     assert accuracy.lines[1].get_ydata().tolist() == [0.2, 0.3, 0.4]
-    assert texts(loss) == ["frozen", "fine tuning"]
+
+
+def test_learning_curves_without_an_epoch_are_empty():
+    """A linear probe has none."""
+    loss, accuracy = plots.plot_learning_curves(pd.DataFrame())
+    assert not loss.lines
+    assert not accuracy.lines
 
 
 def test_sample_predictions_are_green_when_right_and_red_when_wrong():
@@ -89,7 +94,7 @@ def judged():
     ],
 )
 def test_curves_of_classes_with_cases_and_of_malignancy(judged, plot, figure):
-    metrics = compute_metrics(*judged, draws=20)
+    metrics = compute_metrics(*judged, n_bootstrap=20)
     ax = plot(*judged, metrics)
     names = [text.get_text() for text in ax.get_legend().get_texts()]
     assert [name.split()[0] for name in names] == [*CLASS_CODES[:6], "malignant"]
@@ -98,7 +103,7 @@ def test_curves_of_classes_with_cases_and_of_malignancy(judged, plot, figure):
 
 
 def test_the_area_under_the_drawn_curve_is_the_one_in_the_legend(judged):
-    metrics = compute_metrics(*judged, draws=5)
+    metrics = compute_metrics(*judged, n_bootstrap=5)
     line = plots.plot_roc_curves(*judged, metrics).lines[1 + 4]
     area = np.trapezoid(line.get_ydata(), line.get_xdata())
     assert area == pytest.approx(metrics["per_class"]["mel"]["auc"]["value"])

@@ -135,7 +135,7 @@ def _add_several(model: CalibratedPredictor) -> None:
     ) -> tuple[pd.DataFrame | None, list[tuple[Image.Image, str]], dict[str, Any]]:
         if not paths:
             return None, [], gr.update(value=None, visible=False)
-        or_error(lambda: _require_few(paths))
+        or_error(lambda: require_few(paths))
         results, thumbnails = [], []
         predictions = model.predict_files(paths)
         for one in progress.tqdm(predictions, total=len(paths), desc="predicting"):
@@ -197,7 +197,7 @@ def _add_endpoints(content: Content) -> None:
 
     def predict_many(files: list[str] | None) -> list[dict[str, Any]]:
         """Return the same as `predict` for each file, or `file` and `error` if it is unreadable."""
-        paths = or_error(lambda: _require_few(_given(files)))
+        paths = or_error(lambda: require_few(_given(files)))
         predictions = model.predict_files(paths)
         return [
             (one.result if isinstance(one, Prediction) else one).to_dict() for one in predictions
@@ -271,12 +271,7 @@ def launch(
         raise InputError(
             f"port {port} on {host} is in use or not allowed: choose another with --port"
         ) from error
-    say(f"demo: {app.share_url or app.local_url}")
-    if not is_visible:
-        say(
-            "demo: Kaggle does not show this page. Predict in the cell above, or set share = True "
-            f"for a public link (needs Gradio {SAFE_TO_SHARE} or newer, and internet)."
-        )
+    _say_address(app, is_visible=is_visible)
     return app
 
 
@@ -304,9 +299,28 @@ def require_safe_gradio(purpose: str) -> None:
         )
 
 
+def require_few(paths: list[str]) -> list[str]:
+    """Return the same files. Raises `InputError` if they are more than `MAX_FILES`."""
+    if len(paths) > MAX_FILES:
+        raise InputError(
+            f"{len(paths)} files are too many, {MAX_FILES} at a time; for more: "
+            "python -m skinlesion predict --run RUN FOLDER --out predictions.csv"
+        )
+    return paths
+
+
 def _warm_up(model: CalibratedPredictor) -> None:
     """Compile the network now, so that the first visitor does not wait for it."""
     model.predictor.predict_images(np.zeros((1, *model.info.image_size, 3), np.uint8))
+
+
+def _say_address(app: gr.Blocks, *, is_visible: bool) -> None:
+    say(f"demo: {app.share_url or app.local_url}")
+    if not is_visible:
+        say(
+            "demo: Kaggle does not show this page. Predict in the cell above, or set share = True "
+            f"for a public link (needs Gradio {SAFE_TO_SHARE} or newer, and internet)."
+        )
 
 
 def _style(function: Any) -> dict[str, Any]:
@@ -318,15 +332,6 @@ def _style(function: Any) -> dict[str, Any]:
         "css": page.CSS,
     }
     return supported(function, options)
-
-
-def _require_few(paths: list[str]) -> list[str]:
-    if len(paths) > MAX_FILES:
-        raise InputError(
-            f"{len(paths)} files are too many, {MAX_FILES} at a time; for more: "
-            "python -m skinlesion predict --run RUN FOLDER --out predictions.csv"
-        )
-    return paths
 
 
 def _given(value: Any) -> Any:

@@ -55,16 +55,20 @@ def load_content(run: Run, *, data: str | Path | None, drawn: Path) -> Content:
     Raises:
         InputError: the model is damaged or not calibrated, or `data` is not a dataset.
     """
-    card = run.evaluation_dir / "model_card.md"
     figures = ((run.evaluation_dir / f"{name}.png", title) for name, title in FIGURES.items())
     return Content(
         model=CalibratedPredictor(run),
         metrics=run.metrics,
-        # Without the header for the Hugging Face Hub.
-        card=card.read_text("utf-8").split("\n---\n", 1)[-1] if card.is_file() else NOT_EVALUATED,
+        card=read_card(run) or NOT_EVALUATED,
         figures=tuple((path, title) for path, title in figures if path.is_file()),
         examples=tuple(choose_examples(run, data, drawn)),
     )
+
+
+def read_card(run: Run) -> str | None:
+    """Read a model card without its header for the Hugging Face Hub; None: not evaluated."""
+    path = run.evaluation_dir / "model_card.md"
+    return path.read_text("utf-8").split("\n---\n", 1)[-1] if path.is_file() else None
 
 
 def choose_examples(run: Run, data: str | Path | None, drawn: Path) -> list[tuple[Path, str]]:

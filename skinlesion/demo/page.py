@@ -105,7 +105,7 @@ def _error_rates(result: Result) -> str:
         f"{name} {share['value']:.3f} ({share['low']:.3f} to {share['high']:.3f})"
         for name, share in (("sensitivity", point.sensitivity), ("specificity", point.specificity))
     )
-    text = f"On {point.n_test:,} test images, this threshold has: {', '.join(shares)}."
+    text = f"Measured on {point.n_test:,} test images, with 95 % intervals: {', '.join(shares)}."
     return f"<p class='quiet'>{text}</p>"
 
 

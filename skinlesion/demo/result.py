@@ -7,13 +7,11 @@ from typing import Any
 import pandas as pd
 
 from skinlesion.diagnoses import CLASS_CODES
-from skinlesion.evaluation.calibration import Calibration
+from skinlesion.evaluation.calibration import FEW_MALIGNANT, Calibration
 
 TARGET = "0.95"
 """The operating point in use: the sensitivity to malignancy on the validation images. It is high
 because missing a cancer is worse than a false alarm."""
-FEW_MALIGNANT = 30
-"""With fewer malignant validation images, the threshold is reported as uncertain."""
 PROBABILITY_COLUMNS = tuple(f"p_{code}" for code in CLASS_CODES)
 TABLE_COLUMNS = (
     "file",

@@ -125,6 +125,11 @@ def calibrate(run: str | Path | Run, data: str | Path | None = None) -> Calibrat
         ood=fit_ood_detector(features, outputs.features),
         quality=fit_quality_limits([measure_quality(image) for image in images]),
     )
+    _save(run, calibration)
+    return calibration
+
+
+def _save(run: Run, calibration: Calibration) -> None:
     values = asdict(calibration)
     arrays = {name: values["ood"].pop(name) for name in ("mean", "precision")}
     run.save_calibration(values, arrays)
@@ -137,7 +142,6 @@ def calibrate(run: str | Path | Run, data: str | Path | None = None) -> Calibrat
             f"calibrate: the thresholds are uncertain: only {calibration.n_malignant} malignant "
             "images in validation"
         )
-    return calibration
 
 
 def load_calibration(run: str | Path | Run) -> Calibration:

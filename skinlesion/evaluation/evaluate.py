@@ -86,9 +86,7 @@ def evaluate(
             "learning_curves": plot_learning_curves(run.history)[0].figure,
         },
     )
-    card = make_model_card(run)
-    path = run.evaluation_dir / "model_card.md"
-    write_atomically(path, lambda part: part.write_text(card, encoding="utf-8"))
+    _write_model_card(run)
     _say_results(metrics, run.evaluation_dir)
     return metrics
 
@@ -222,6 +220,12 @@ def score(
     metrics = write_report(out, rows, y_prob)
     _say_results(metrics, out)
     return metrics
+
+
+def _write_model_card(run: Run) -> None:
+    card = make_model_card(run)
+    path = run.evaluation_dir / "model_card.md"
+    write_atomically(path, lambda part: part.write_text(card, encoding="utf-8"))
 
 
 def _find_runs(runs: Sequence[Path]) -> list[Run]:

@@ -75,8 +75,7 @@ def train(
     if run.is_finished:
         say(f"train: {run} is finished already with these settings")
         return run
-    config = _settle(config, run, data)
-    model = build_model(config)
+    model = build_model(config := _settle(config, run, data))
     begin_run(run, model, data, split, config)
     training, validation = make_datasets(data, split, config)
     compile_model(model, config, steps=len(training))
