@@ -15,7 +15,7 @@ SCORER = Path(__file__).parent.parent / ".venv-scorer" / "bin" / "isic-challenge
 
 pytestmark = pytest.mark.skipif(
     not SCORER.is_file(),
-    reason="the official scorer is not installed; scripts/test.py installs it if there is a network",
+    reason="the official scorer is not installed; scripts/test.py installs it from the network",
 )
 
 
