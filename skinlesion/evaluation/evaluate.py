@@ -51,8 +51,8 @@ def evaluate(
         tta: also predict with test-time augmentation, as a second column of figures.
 
     Returns:
-        What `metrics.json` holds: see `write_report`; also `ood`, the share of the test images
-        that are in distribution, and `gradcam`, see `measure_heat`, for data with outlines.
+        What `metrics.json` holds: see `write_report`; also `ood`, the share of images in
+        distribution, and for data with outlines `gradcam`, see `measure_heat`.
 
     Raises:
         InputError: the run is not trained or not calibrated, or data and run do not fit.
@@ -62,8 +62,7 @@ def evaluate(
     source = find_dataset(data or run.dataset)
     table = load_metadata(source)
     run.require_same_dataset(table)
-    rows = join_split(table, split)
-    rows = rows[rows["split"] == "test"].reset_index(drop=True)
+    rows = join_split(table, split).query("split == 'test'").reset_index(drop=True)
     predictor = Predictor.load(run)
     say(f"evaluate: predicting {len(rows):,} test images")
     outputs = predictor.predict_files(list(rows["path"]), maps=(source / MASKS_NAME).is_dir())
