@@ -29,7 +29,7 @@ from skinlesion.files import InputError, read_json
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 CLIENTS = Path(__file__).parent.parent / "docs" / "clients.md"
-DOCS = README.parent / "docs" / "demo.md"
+DOCS = CLIENTS.with_name("demo.md")
 ENDPOINTS = ("predict", "explain", "predict_many", "describe")
 
 

@@ -19,7 +19,6 @@ from skinlesion.data.ham10000 import (
     read_metadata,
 )
 from skinlesion.data.isic import read_isic_for, read_truth, write_isic
-from skinlesion.data.split import join_split
 from skinlesion.diagnoses import CLASS_CODES, LABEL_OF
 from skinlesion.evaluation.bootstrap import compute_share, draw_weights
 from skinlesion.evaluation.calibration import Calibration, apply_temperature, load_calibration
@@ -58,12 +57,11 @@ def evaluate(
         InputError: the run is not trained or not calibrated, or data and run do not fit.
     """
     run = Run.find(run)
-    calibration, split = load_calibration(run), run.split
+    calibration, named = load_calibration(run), run.rows("test")
     source = find_dataset(data or run.dataset)
     table = load_metadata(source)
     run.require_same_dataset(table)
-    rows = join_split(table, split)
-    rows = rows[rows["split"] == "test"].reset_index(drop=True)
+    rows = table.merge(named[["image_id"]], on="image_id")
     predictor = Predictor.load(run)
     say(f"evaluate: predicting {len(rows):,} test images")
     outputs = predictor.predict_files(list(rows["path"]), maps=(source / MASKS_NAME).is_dir())
@@ -162,6 +160,7 @@ def evaluate_together(
             is tested on.
     """
     found = _find_runs(runs)
+    is_ensemble = _have_same_test_images(found)
     table = load_metadata(find_dataset(data or found[0].dataset))
     parts, members, calibrated = [], {}, []
     for run in found:
@@ -172,20 +171,14 @@ def evaluate_together(
         parts.append(rows)
         members[str(run)] = y_prob
         calibrated.append(apply_temperature(y_prob, load_calibration(run).temperature))
-    tested = [set(rows["image_id"]) for rows in parts]
-    if all(ids == tested[0] for ids in tested):
+    if is_ensemble:
         rows, y_prob = parts[0], np.mean(calibrated, axis=0)
-        variants, kind = members | {"ensemble": y_prob}, "an ensemble"
-    elif all(not one & other for one, other in combinations(tested, 2)):
-        rows, y_prob = pd.concat(parts, ignore_index=True), np.concatenate(calibrated)
-        variants, kind = {}, "folds"
+        variants = members | {"ensemble": y_prob}
     else:
-        raise InputError(
-            "the runs have some test images in common: train them on one split, or on the folds of "
-            "one (split --fold K/N)"
-        )
+        rows, y_prob = pd.concat(parts, ignore_index=True), np.concatenate(calibrated)
+        variants = {}
     write_isic(out / "predictions.csv", list(rows["image_id"]), y_prob)
-    say(f"evaluate: {len(found)} runs as {kind}")
+    say(f"evaluate: {len(found)} runs as {'an ensemble' if is_ensemble else 'folds'}")
     synthetic = any(run.synthetic for run in found)
     metrics = write_report(out, rows, y_prob, variants=variants, synthetic=synthetic)
     _say_results(metrics, out)
@@ -236,6 +229,19 @@ def _find_runs(runs: Sequence[Path]) -> list[Run]:
     if doubled:
         raise InputError(f"a run is given more than once: {name_some(doubled)}")
     return found
+
+
+def _have_same_test_images(runs: Sequence[Run]) -> bool:
+    """Whether all test images are the same; False if none is the same for two runs."""
+    tested = [set(run.rows("test")["image_id"]) for run in runs]
+    if all(ids == tested[0] for ids in tested):
+        return True
+    if any(one & other for one, other in combinations(tested, 2)):
+        raise InputError(
+            "the runs have some test images in common: train them on one split, or on the folds of "
+            "one (split --fold K/N)"
+        )
+    return False
 
 
 def _keep_predictions(run: Run, rows: pd.DataFrame, y_prob: np.ndarray) -> np.ndarray:

@@ -277,7 +277,7 @@ def find_trained_run(
             "set the parameter train_if_missing = True to train now"
         )
     say(f"using the finished run in {found}")
-    other = find_differences(found.config, config)
+    other = _find_other_settings(found, config)
     if other:
         say(f"note: the run in {found} has other settings than this notebook: {other}")
     return found
@@ -295,12 +295,7 @@ def require_same_run(run: Run, data: Path, split: pd.DataFrame, config: Config) 
     Raises:
         InputError: something differs; says what.
     """
-    known = run.config
-    if _weights_name(known.weights) == _weights_name(config.weights):
-        config = config.model_copy(update={"weights": known.weights})
-    if "auto" in (known.precision, config.precision):
-        config = config.model_copy(update={"precision": known.precision})
-    other = find_differences(known, config)
+    other = _find_other_settings(run, config)
     if other:
         raise InputError(
             f"{run}: was started with other settings ({other}); leave them out to continue it, or "
@@ -309,6 +304,16 @@ def require_same_run(run: Run, data: Path, split: pd.DataFrame, config: Config) 
     run.require_same_dataset(load_metadata(data))
     if not is_same_split(run.split, split):
         raise InputError(f"{run}: was started with another split; name another --run")
+
+
+def _find_other_settings(run: Run, config: Config) -> str:
+    """Name the settings that differ from those of a run, in more than where weights are."""
+    known = run.config
+    if _weights_name(known.weights) == _weights_name(config.weights):
+        config = config.model_copy(update={"weights": known.weights})
+    if "auto" in (known.precision, config.precision):
+        config = config.model_copy(update={"precision": known.precision})
+    return find_differences(known, config)
 
 
 def _weights_name(weights: str) -> str:
