@@ -1,10 +1,10 @@
-"""Everything in one command: set-up, data, the five notebooks from top to bottom, the demo page.
+"""Run everything with one command: set-up, data, the five notebooks, the demo page.
 
-    python3 scripts/demo.py                 on the synthetic sample: no dataset, no weights needed
-    python3 scripts/demo.py --data DIR      on HAM10000; with --recipe probe in minutes without GPU
+    python3 scripts/demo.py                 on the synthetic sample: needs no dataset, no weights
+    python3 scripts/demo.py --data DIR      on HAM10000; --recipe probe takes minutes without a GPU
 
-Ends with a page on http://127.0.0.1:7860 (stop it with Ctrl-C); `--no-serve` leaves that out.
-Needs Python and pip. What it makes lies in `outputs/`.
+Ends with a page on http://127.0.0.1:7860 (stop it with Ctrl-C); `--no-serve` skips the page. Needs
+Python and pip. All results are in `outputs/`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SAMPLE_SETTINGS: dict[str, object] = {
 
 
 def main() -> None:
-    """Run the whole main job."""
+    """Run all steps."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def is_taken(port: int) -> bool:
-    """Whether no page can be served there: better known before than after the training."""
+    """Whether no page can be served on this port. Checked before training, not after it."""
     with socket.socket() as asked:
         asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

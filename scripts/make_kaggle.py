@@ -1,12 +1,12 @@
-"""Make notebooks for Kaggle that stand alone: each carries the package, and needs no network.
+"""Make notebooks for Kaggle that need neither a clone nor a network: each contains the package.
 
     python3 scripts/make_kaggle.py --user YOUR_KAGGLE_NAME
     kaggle kernels push -p dist/kaggle/03_train
 
-Writes `dist/kaggle/NAME/` for each numbered notebook, and for `all_in_one`, which does the work of
-all five in one session: the notebook with the package's wheel inside, and `kernel-metadata.json`
-with the dataset, weights, the outputs of the notebooks before it, and two T4s attached. Or import
-the `.ipynb` by hand on Kaggle, attach the dataset, and press Run All.
+Writes `dist/kaggle/NAME/` for each numbered notebook, and for `all_in_one`, which runs all five in
+one session: the notebook with the wheel of the package inside, and `kernel-metadata.json`, which
+attaches the dataset, the weights, the outputs of earlier notebooks, and two T4 GPUs. You can also
+import the `.ipynb` on Kaggle by hand, attach the dataset, and press Run All.
 """
 
 import argparse
@@ -32,7 +32,7 @@ NEEDS = {
     "04_evaluate": ["03_train"],
     "05_gradio_demo": ["04_evaluate"],  # whose figures the page shows
 }
-"""Whose output each notebook uses."""
+"""The notebooks whose output each notebook uses."""
 
 Notebook = dict[str, Any]
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--user", default=find_user(), help="default: that of kaggle.json")
     parser.add_argument("--out", type=Path, default=OUT, metavar="DIR")
     parser.add_argument(
-        "--python", help="one that has setuptools; without it, pip fetches what builds the wheel"
+        "--python", help="a Python with setuptools; without it, pip downloads the build tools"
     )
     arguments = parser.parse_args()
     if not arguments.user:
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def find_user() -> str | None:
-    """The account that Kaggle's own tools are set up for."""
+    """Find the account that Kaggle's own tools use."""
     if name := os.environ.get("KAGGLE_USERNAME"):
         return name
     settings = Path(os.environ.get("KAGGLE_CONFIG_DIR", Path.home() / ".kaggle")) / "kaggle.json"
@@ -77,7 +77,7 @@ def find_user() -> str | None:
 
 
 def build_wheel(python: str | None, folder: Path) -> Path:
-    """The package as a wheel; from a copy, so that no earlier build is mixed in."""
+    """Build the wheel of the package from a copy, so that no earlier build is mixed in."""
     source = folder / "source"
     shutil.copytree(
         ROOT / "skinlesion", source / "skinlesion", ignore=shutil.ignore_patterns("__pycache__")
@@ -95,7 +95,7 @@ def build_wheel(python: str | None, folder: Path) -> Path:
 
 
 def make_carried_cell(wheel: Path) -> Notebook:
-    """A cell that writes the wheel into a temporary folder and names it in `WHEEL`; folded."""
+    """Make a folded cell that writes the wheel to a temporary folder and names it in `WHEEL`."""
     content = base64.b64encode(wheel.read_bytes()).decode()
     lines = [
         "# The package itself, so that neither a clone nor a network is needed.\n",
@@ -120,7 +120,7 @@ def make_carried_cell(wheel: Path) -> Notebook:
 
 
 def let_stand_alone(notebook: Notebook, carried: Notebook) -> Notebook:
-    """A copy that carries the wheel, without outputs and without the badge of another platform."""
+    """Copy a notebook with the wheel, without outputs and without the badge of Colab."""
     notebook = copy.deepcopy(notebook)
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
@@ -137,7 +137,7 @@ def let_stand_alone(notebook: Notebook, carried: Notebook) -> Notebook:
 
 
 def join_notebooks(notebooks: list[Notebook]) -> Notebook:
-    """All in one: one bootstrap, one cell of parameters, then what each of them does."""
+    """Join notebooks: one bootstrap cell, one cell of parameters, then all their other cells."""
     parameters: dict[str, str] = {}
     body: list[Notebook] = []
     for notebook in notebooks:
@@ -171,7 +171,7 @@ def join_notebooks(notebooks: list[Notebook]) -> Notebook:
 
 
 def shorten(cell: Notebook) -> Notebook:
-    """Of a notebook's first cell, without the table of what it reads and what comes next."""
+    """Remove from the first cell of a notebook the table of inputs and next steps."""
     text = "".join(cell["source"])
     if cell["cell_type"] == "markdown" and "| **reads** |" in text:
         text = text.split("\n| | |")[0]
@@ -189,7 +189,7 @@ For research and education only: not a medical device, not for clinical use."""
 
 
 def describe_kernel(name: str, user: str) -> dict[str, Any]:
-    """What `kaggle kernels push` wants to know.
+    """Make the metadata for `kaggle kernels push`.
 
     https://github.com/Kaggle/kaggle-api/blob/main/docs/kernels_metadata.md
     """
@@ -203,8 +203,8 @@ def describe_kernel(name: str, user: str) -> dict[str, Any]:
         "is_private": True,
         "enable_gpu": gpu,
         "enable_tpu": False,
-        # Nothing needs it while the two datasets are attached; without them, Keras downloads the
-        # weights and kagglehub the images.
+        # Not needed while the two datasets are attached. Without them, Keras downloads the weights
+        # and kagglehub the images.
         "enable_internet": True,
         **({"machine_shape": "NvidiaTeslaT4"} if gpu else {}),
         "dataset_sources": DATASETS,
@@ -215,7 +215,7 @@ def describe_kernel(name: str, user: str) -> dict[str, Any]:
 
 
 def make_slug(name: str) -> str:
-    """Kaggle derives a notebook's address from its title: both have to agree."""
+    """Make the slug. Kaggle derives it from the title, so both must agree."""
     return f"skinlesion-{name.replace('_', '-')}"
 
 

@@ -26,7 +26,7 @@ from skinlesion.evaluation.calibration import load_calibration
 from skinlesion.files import InputError
 from skinlesion.model.run import Run
 
-NOT_NEEDED = ("jupyter", "kagglehub", "tensorboard", "gradio")
+NOT_NEEDED = ("jupyter", "kagglehub", "pooch", "tensorboard", "gradio")
 """Requirements of notebooks and training only. The version of Gradio is in the header."""
 APP = '''\
 """The page of this Space."""

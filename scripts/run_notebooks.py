@@ -4,9 +4,10 @@
     .venv/bin/python scripts/run_notebooks.py --data DIR --work DIR --only 04_evaluate --html
     .venv/bin/python scripts/run_notebooks.py --refresh ...
 
-The executed notebooks go to WORK/notebooks; `--html` renders them beside, for reading and sending
-to others: a run is WORK/runs/NAME, chosen with `--set 'name="NAME"'`. `--refresh` instead writes
-the outputs back into `notebooks/`: the committed ones are made so, on the synthetic sample.
+The executed notebooks are written to WORK/notebooks; `--html` also renders them as pages to read
+and to share. The run is WORK/runs/NAME, chosen with `--set 'name="NAME"'`. `--refresh` writes the
+outputs back into `notebooks/` instead: the committed outputs are made this way, on the synthetic
+sample.
 """
 
 import argparse
@@ -31,7 +32,7 @@ PARAMETERS, INJECTED = "parameters", "injected-parameters"
 
 
 class TalkingClient(NotebookClient):
-    """Prints what the cells print while they print it, so that training is not silent."""
+    """Prints the output of cells at once, so that training is not silent."""
 
     def process_message(
         self, msg: dict[str, Any], cell: nbformat.NotebookNode, cell_index: int
@@ -47,8 +48,8 @@ def execute(source: Path, settings: dict[str, Any], *, cwd: Path) -> nbformat.No
 
     Args:
         source: notebook with a cell tagged `parameters`.
-        settings: parameter to value; those that the notebook does not have are left out.
-        cwd: the kernel's folder.
+        settings: parameter to value. Parameters that the notebook does not have are skipped.
+        cwd: working folder of the kernel.
 
     Raises:
         CellExecutionError: a cell failed.
@@ -64,16 +65,16 @@ def execute(source: Path, settings: dict[str, Any], *, cwd: Path) -> nbformat.No
     lines = [f"{name} = {value!r}" for name, value in settings.items() if name in known]
     cell = nbformat.v4.new_code_cell("\n".join(lines), metadata={"tags": [INJECTED]})
     notebook.cells.insert(index + 1, cell)
-    # Nobody watches: the page is started but not shown, and bars are not drawn.
+    # Nobody watches: the page is started but not shown, and there are no progress bars.
     os.environ["SKINLESION_UNATTENDED"] = "1"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     client = TalkingClient(notebook, timeout=None, resources={"metadata": {"path": str(cwd)}})
-    # What a kernel prints outside of cells is chatter of the libraries that it starts.
+    # Outside of cells a kernel prints log lines of libraries only.
     return client.execute(stderr=subprocess.DEVNULL)
 
 
 def make_small(png: str) -> str:
-    """A base64 PNG with fewer pixels and colours: repositories keep every version of it."""
+    """Reduce pixels and colours of a base64 PNG, because Git keeps every version of it."""
     with Image.open(io.BytesIO(base64.b64decode(png))) as image:
         image.thumbnail((760, 2000))
         small = io.BytesIO()
@@ -82,7 +83,7 @@ def make_small(png: str) -> str:
 
 
 def without_traces(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook as it is committed: no injected cell, times or stderr, and small images."""
+    """Return the notebook as it is committed: small images, no injected cell, times or stderr."""
     notebook = copy.deepcopy(executed)
     notebook.cells = [c for c in notebook.cells if INJECTED not in c.metadata.get("tags", ())]
     count = 0
@@ -91,7 +92,7 @@ def without_traces(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if cell.cell_type == "code":
             count += 1
             cell.execution_count = count
-            # Progress bars and the libraries' own chatter come on stderr.
+            # Progress bars and log lines of libraries are on stderr.
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             for output in cell.outputs:
                 if "execution_count" in output:

@@ -2,8 +2,8 @@
 
     python3 scripts/set_address.py https://github.com/OWNER/NAME
 
-Notebooks install the package from it where it is not at hand, and their Colab badges open them
-there. Tag the commit that you publish with the package's version, v and the number.
+Notebooks without the package install it from this address, and their Colab badges open it. Tag the
+commit that you publish with the version of the package, such as v0.3.0.
 """
 
 import argparse
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
-    """Replace the old address by a new one."""
+    """Replace the old address with the new one."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -29,7 +29,7 @@ def main() -> None:
     old = project["urls"]["Repository"]
     for path in [root / "pyproject.toml", root / "README.md", *root.glob("notebooks/*.ipynb")]:
         text = path.read_text(encoding="utf-8")
-        # Colab's addresses hold GitHub's path after another host.
+        # Colab's addresses contain GitHub's path after another host.
         for host in ("github.com/", "/github/"):
             text = text.replace(host + _path(old), host + _path(new))
         path.write_text(text, encoding="utf-8")

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def describe_error(error: Exception) -> str:
-    """What to tell the user about an error."""
+    """Describe an error to the user."""
     if isinstance(error, InputError):
         return str(error)
     if hasattr(error, "format_message"):  # all errors of Click, which newer Typers carry inside
@@ -309,10 +309,10 @@ def predict(
     from skinlesion.demo.predict import predict as predict_files
 
     table = predict_files(run, paths, out, isic=isic)
-    shown = table.filter(["file", "image", "prediction", "malignant", "in_distribution", "error"])
-    print(shown.to_string(index=False, max_rows=20))
+    shown = table[["file", "prediction", "malignant", "p_malignant", "in_distribution"]]
+    print(shown.to_string(index=False, max_rows=20, na_rep="-"))
     print(DISCLAIMER)
-    if "error" in table and table["error"].fillna("").any():
+    if table["error"].any():
         raise typer.Exit(FAILURE)
 
 

@@ -305,7 +305,8 @@ def test_a_file_of_the_server_is_not_an_upload(demo, picture, endpoint, marked, 
     answer = httpx.get(f"{call}/{event}").text
     assert "event: error" in answer
     assert "probability" not in answer
-    if not marked and endpoint != "predict_many":  # Gradio refuses a list without the mark itself
+    # Gradio refuses a list without the mark itself, and 5.50 does not pass messages on here.
+    if not marked and endpoint != "predict_many" and "data: null" not in answer:
         assert "not an uploaded file" in answer
 
 

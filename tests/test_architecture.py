@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,17 @@ def imported_modules(path):
     return {name.removeprefix("skinlesion.") for name in found} & {*ORDER, *FREE}
 
 
+def imported_public_names(path):
+    """What a file takes from the package itself, through which it could reach every room."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "skinlesion":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names} & {"skinlesion"}
+    return found
+
+
 def test_every_file_has_its_place_in_the_order():
     files = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")]
     names = {".".join(path.with_suffix("").parts) for path in files if path.stem != "__init__"}
@@ -87,21 +99,25 @@ def test_every_file_has_its_place_in_the_order():
 def test_a_file_imports_only_from_files_above_it(name):
     above = set(ORDER[: ORDER.index(name)])
     assert imported_modules(path_of(name)) <= above
+    assert imported_public_names(path_of(name)) <= {"__version__"}
 
 
 def test_no_file_is_too_long():
-    lengths = {path.name: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
-    assert {name: n for name, n in lengths.items() if n > LONGEST_FILE} == {}
+    lengths = {
+        str(path.relative_to(PACKAGE)): len(path.read_text().splitlines())
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE} == {}
 
 
 def test_no_function_is_too_long():
     long = {}
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = node.end_lineno - node.lineno + 1
                 if lines > LONGEST_FUNCTION:
-                    long[f"{path.name}: {node.name}"] = lines
+                    long[f"{path.relative_to(PACKAGE)}: {node.name}"] = lines
     assert long == {}
 
 
@@ -129,6 +145,14 @@ def test_the_help_needs_no_tables():
 def test_every_public_name_is_there_and_documented(name):
     value = getattr(skinlesion, name)
     assert name == "__version__" or value.__doc__
+
+
+def test_every_public_name_is_listed_in_the_module_that_defines_it():
+    """Not in a module that only imports it, where nobody would look for it."""
+    for module, names in skinlesion._HOMES.items():
+        for name in names:
+            defined_in = getattr(import_module(f"skinlesion.{module}"), name).__module__
+            assert defined_in == f"skinlesion.{module}", name
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -28,12 +29,11 @@ COMMANDS = [
 
 def skinlesion(*arguments, **environment):
     """Run a command the way a user does."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("HAM10000_DIR", "SKINLESION_WEIGHTS")}
     return subprocess.run(
         [sys.executable, "-m", "skinlesion", *map(str, arguments)],
         capture_output=True,
         text=True,
-        env=clean | environment,
+        env=os.environ | environment,
         check=False,
     )
 
@@ -42,6 +42,7 @@ def test_help_lists_every_command():
     shown = skinlesion("--help")
     assert shown.returncode == 0
     assert re.findall(r"^  ([a-z-]+)  ", shown.stdout, re.M)[-len(COMMANDS) :] == COMMANDS
+    assert "..." not in shown.stdout.split("Commands:")[1]  # no description is cut off
     assert "not for clinical use" in shown.stdout
 
 
@@ -50,7 +51,8 @@ def test_the_help_of_each_command_fits_a_screen_and_has_an_example(command):
     shown = skinlesion(command, "--help")
     assert shown.returncode == 0
     assert len(shown.stdout.splitlines()) <= 30
-    assert f"Example: python -m skinlesion {command} " in " ".join(shown.stdout.split())
+    assert f"Example:\n    python -m skinlesion {command} " in shown.stdout
+    assert "--debug" in shown.stdout
 
 
 def test_version():
@@ -83,12 +85,25 @@ def test_the_whole_way(tmp_path):
     assert (run / "evaluation" / "metrics.json").is_file()
 
 
+def test_a_file_that_cannot_be_read_is_status_1_and_the_others_are_predicted(
+    trained_run, sample, tmp_path
+):
+    image = next(sample.glob("*_part_1/*.jpg"))
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    out = tmp_path / "p.csv"
+    finished = skinlesion("predict", "--run", trained_run, image, tmp_path, "--out", out)
+    assert finished.returncode == 1, finished.stderr
+    table = pd.read_csv(out).set_index("file")
+    assert table["error"].notna().sum() == 1
+    assert table["prediction"].notna().sum() == 1
+
+
 def test_damage_is_status_1(flat_data):
     assert skinlesion("check", "--data", flat_data).returncode == 0
     next(flat_data.glob("*_part_1/*.jpg")).unlink()
     finished = skinlesion("check", "--data", flat_data)
     assert finished.returncode == 1
-    assert "rows without an image: 1. ISIC_" in finished.stdout
+    assert "rows without an image: 1 (ISIC_" in finished.stdout
 
 
 def test_a_leak_is_status_1(sample, tmp_path):
@@ -110,31 +125,35 @@ def test_the_variable_names_the_dataset(flat_data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("split", "--data", "nowhere", "--out", "x.csv"), "there is no such folder"),
-        (("evaluate", "--run", "nowhere"), "nowhere: no such folder"),
-        (("train", "--run", "x", "--epochs", "two"), "valid integer"),
-        (("sample", "/dev/null/x"), "cannot be"),
-        (("evaluate", "--run", "a", "b"), "name a folder for the results with --out"),
-        (("evaluate", "--run", "a", "--images", "b", "--out", "c"), "belong together"),
-        (("evaluate", "--run", "a", "--out", "c"), "leave out --out"),
-        (
-            ("score", "--predictions", "p", "--truth", "t", "--out", "o"),
-            "cannot be read as a truth",
-        ),
-        (("split", "--data", "{flat}", "--out", "."), "is a folder; name a file to write"),
-        (("audit", "{binary}", "--data", "{flat}"), "cannot be read as a split file"),
-        (("compare", "a", "b", "--out", "o"), "a: no such folder"),
-        (("audit", "absent.csv", "--data", "nowhere"), "absent.csv: cannot be read"),
-        (("train", "--run", "x", "--image-size", "64", "0"), "image_size: "),
-        (("split", "--fold", "2", "--out", "x.csv"), "must be K/N"),
-        (("train", "--run", "x", "--recipe", "best"), "unknown recipe 'best'"),
-        (("train", "--run", "x", "--set", "epochs"), "must be NAME=VALUE, not 'epochs'"),
-        (("train", "--run", "x", "--set", "mixing=mixup"), "unknown setting mixing"),
-        (("train", "--run", "x", "--epoch", "3"), "No such option: --epoch"),
-        (("nonsense",), "No such command 'nonsense'"),
         ((), "Missing command"),
-        (("train", "--run", "x", "--time-limit", "0"), "a number of hours above 0"),
+        (("nonsense",), "No such command 'nonsense'"),
+        (("--nonsense",), "No such option: --nonsense"),
+        (("sample",), "Missing argument 'OUT'"),
+        (("train",), "Missing option '--run'"),
+        (("train", "--run", "x", "--epoch", "3"), "No such option: --epoch"),
+        (("train", "--run", "x", "--epochs", "two"), "valid integer"),
+        (("train", "--run", "x", "--image-size", "64"), "requires 2 arguments"),
+        (("train", "--run", "x", "--image-size", "64", "0"), "image_size: "),
+        (("train", "--run", "x", "--time-limit", "0"), "Invalid value for '--time-limit'"),
+        (("train", "--run", "x", "--set", "epochs"), "must be NAME=VALUE. Received: epochs"),
+        (("train", "--run", "x", "--set", "epoch=3"), "did you mean epochs?"),
+        (("split", "--data", "nowhere", "--out", "x.csv"), "no such folder"),
+        (("split", "--data", "{flat}", "--out", "."), "is a folder; name a file to write"),
+        (("split", "--fold", "2", "--out", "x.csv"), "must be K/N"),
+        (("audit", "{binary}", "--data", "{flat}"), "cannot be read as a split file"),
+        (("audit", "absent.csv", "--data", "nowhere"), "absent.csv: cannot be read"),
+        (("sample", "/dev/null/x"), "cannot be"),
+        (("evaluate", "--run", "nowhere"), "nowhere: no such folder"),
+        (("evaluate", "--run", "a", "b"), "name a folder for the results with --out"),
+        (("evaluate", "--run", "a", "--run", "b"), "name a folder for the results with --out"),
+        (("evaluate", "--run", "a", "--images", "b", "--out", "c"), "belong together"),
+        (("evaluate", "--run", "a", "--out", "c"), "omit --out"),
+        (("score", "--predictions", "p", "--truth", "t", "--out", "o"), "cannot be read as a"),
+        (("compare", "a", "b", "--out", "o"), "a: no such folder"),
         (("predict", "--run", "nowhere", "absent.jpg", "--out", "p.csv"), "no such"),
+        (("export", "--run", "x", "--format", "tf", "--out", "y"), "Invalid value for '--format'"),
+        (("demo", "--run", "x", "--port", "99999"), "Invalid value for '--port'"),
+        (("demo", "--run", "x", "--auth", "me"), "must be USER:PASSWORD"),
     ],
 )
 def test_the_users_mistakes_get_one_clear_line_and_status_2(
@@ -144,11 +163,28 @@ def test_the_users_mistakes_get_one_clear_line_and_status_2(
     places = {"{flat}": flat_data, "{binary}": tmp_path / "binary"}
     finished = skinlesion(*[places.get(argument, argument) for argument in arguments])
     assert finished.returncode == 2
-    assert message in finished.stderr.splitlines()[-1]
+    (line,) = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert finished.stderr.endswith(f"{line}\n")
     assert "Traceback" not in finished.stderr
 
 
-def test_debug_shows_the_traceback():
-    finished = skinlesion("evaluate", "--run", "nowhere", "--debug")
+@pytest.mark.parametrize(
+    "arguments", [("split", "--fold", "2", "--out", "x", "--debug"), ("--debug", "train")]
+)
+def test_debug_shows_the_traceback(arguments):
+    finished = skinlesion(*arguments)
     assert finished.returncode == 2
     assert "Traceback" in finished.stderr
+    assert finished.stderr.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this machine has no named pipes")
+def test_an_interrupt_is_status_130(flat_data, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    command = [sys.executable, "-m", "skinlesion", "audit", tmp_path / "pipe", "--data", flat_data]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        with (tmp_path / "pipe").open("w"):  # waits until the command reads
+            process.send_signal(signal.SIGINT)
+            assert process.wait() == 130
+        assert process.stderr.read() == "interrupted\n"

@@ -1,4 +1,4 @@
-"""Our figures against those of the challenge's own scorer, run in an environment of its own."""
+"""Our metrics against those of the challenge's own scorer, run in an environment of its own."""
 
 import json
 import subprocess
@@ -15,16 +15,16 @@ SCORER = Path(__file__).parent.parent / ".venv-scorer" / "bin" / "isic-challenge
 
 pytestmark = pytest.mark.skipif(
     not SCORER.is_file(),
-    reason="the official scorer is not installed: scripts/test.py installs it, with a network",
+    reason="the official scorer is not installed; scripts/test.py installs it from the network",
 )
 
 
 @pytest.fixture
 def files(tmp_path):
-    """400 images of all classes, predictions somewhat right, the rows in different orders.
+    """400 images of all classes, partly right predictions, rows in different orders.
 
-    The highest probability is always above 1/2: there the scorer's threshold for sensitivity and
-    specificity of a class, 1/2, and our rule, the most probable class, say the same.
+    The highest probability is always above 1/2. Then the scorer's rule for sensitivity and
+    specificity (above 1/2) and ours (the most probable class) give the same.
     """
     rng = np.random.default_rng(6)
     y_true = rng.permutation(np.resize(np.arange(7), 400))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -68,13 +69,11 @@ def test_requirements_are_lower_bounds_only():
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(unpacked):
-    sources = (ROOT / "skinlesion").glob("*.*")
-    assert sorted(p.name for p in (unpacked / "skinlesion").iterdir()) == sorted(
-        p.name for p in sources if p.name != "__pycache__"
-    )
-    assert {"py.typed", "near_duplicates.csv"} <= {
-        p.name for p in (unpacked / "skinlesion").iterdir()
-    }
+    def list_files(folder):
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        return sorted(path.relative_to(folder) for path in paths if path.suffix != ".pyc")
+
+    assert list_files(unpacked / "skinlesion") == list_files(ROOT / "skinlesion")
     assert len(list(unpacked.iterdir())) == 2
 
 
@@ -111,6 +110,36 @@ def test_every_stack_keeps_to_our_lower_bounds():
         for pin in map(Requirement, stack.preinstalled):
             (exact,) = pin.specifier
             assert bounds.get(pin.name, pin.specifier).contains(exact.version), pin
+
+
+def test_the_other_stacks_run_test_files_that_exist():
+    script = runpy.run_path(str(ROOT / "scripts/test.py"))
+    missing = [
+        name for name in script["ON_OTHER_STACKS"] if not (ROOT / f"tests/test_{name}.py").is_file()
+    ]
+    assert missing == []
+
+
+def test_two_scripts_that_start_together_install_once(tmp_path):
+    """Both find no environment; the second one waits for the first and uses what it made."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    for name in ("pyproject.toml", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    code = "import environment; environment.run = lambda *_, **__: None; "
+    code += "print(environment.prepare_environment())"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=tmp_path / "scripts",
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    answers = [process.communicate()[0].splitlines() for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert len({lines[-1] for lines in answers}) == 1
+    assert sorted(len(lines) for lines in answers) == [1, 2]  # one of them says that it installs
 
 
 def test_a_stack_whose_python_is_missing_is_skipped_with_the_reason(tmp_path):

@@ -1,13 +1,13 @@
-"""How much faster are predictions than those of the replaced notebook, with the same network?
+"""Measure predictions against those of the original notebook, with the same network.
 
-    .venv/bin/python scripts/bench_inference.py --out bench_inference.json
+    .venv/bin/python scripts/measure/bench_inference.py --out bench_inference.json
 
-ResNet50 with the original's head at 224x224, from random weights, which take as long as any. The
-original's ways are those of its demo (`load_img`, division by 255, `model.predict` for each image)
-and of its evaluation (a generator of batches of one image). Ours are `Predictor.predict`, with
-Keras and with ONNX Runtime, and `Predictor.predict_probabilities`. All take their turns, after one
-that does not count, and must give the same probabilities. Expect two minutes, and ratios of at
-least 2 (`predict_single`), 3 (`predict_single_exported`) and 1.5 (`predict_folder`) on two cores.
+The network is ResNet50 with the original's head at 224x224, from random weights: the time does not
+depend on them. The original predicts one file in its demo (`load_img`, division by 255,
+`model.predict`) and many in its evaluation (a generator of batches of one image). Ours are
+`Predictor.predict_images` after `decode`, and `Predictor.predict_files`. All must give the same
+probabilities. They take turns; the first turn does not count. Expect two minutes, and ratios of at
+least 2 (`predict_single`) and 1.5 (`predict_folder`) on two cores.
 """
 
 import argparse
@@ -23,24 +23,20 @@ import numpy as np
 import pandas as pd
 from benchmark import measure, report
 from PIL import Image
-from skinlesion.model.bundle import Bundle, BundleInfo, save_bundle
 
+from skinlesion.config import make_config
 from skinlesion.data.synthetic import make_sample
 from skinlesion.diagnoses import CLASS_CODES
-from skinlesion.evaluation.export import open_onnx
-from skinlesion.evaluation.ood import fit_gate
-from skinlesion.files import InputError
 from skinlesion.model.predictor import Predictor
-from skinlesion.model.resnet50 import build_model
+from skinlesion.model.resnet50 import build_classifier
+from skinlesion.model.run import ModelInfo
 
 Way = Callable[[], np.ndarray]
 RATIOS = {
     "predict_single": ("original single", "ours single"),
-    "predict_single_exported": ("original single", "ours single, ONNX Runtime"),
     "predict_folder": ("original folder", "ours folder"),
-    "predict_folder_exported": ("original folder", "ours folder, ONNX Runtime"),
 }
-"""Name to the way above and the way below the line."""
+"""Name of each ratio: the original's way and ours."""
 
 
 def draw_pictures(folder: Path) -> None:
@@ -51,16 +47,8 @@ def draw_pictures(folder: Path) -> None:
             image.resize((600, 450), Image.Resampling.BICUBIC).save(folder / path.name, quality=95)
 
 
-def without_preprocessing(model: keras.Model) -> keras.Model:
-    """The original's network: the same layers, but whoever calls it divides by 255."""
-    x = inputs = keras.Input(model.input_shape[1:])
-    for layer in model.layers[2:]:
-        x = layer(x)
-    return keras.Model(inputs, x)
-
-
 def original_ways(model: keras.Model, paths: list[Path]) -> dict[str, Way]:
-    """What the replaced notebook does with the first file, and with all of them."""
+    """Predict the first file, and all files, as the original notebook does."""
     from tensorflow.keras.preprocessing.image import ImageDataGenerator
 
     size = model.input_shape[1:3]
@@ -81,44 +69,38 @@ def original_ways(model: keras.Model, paths: list[Path]) -> dict[str, Way]:
     return {"original single": single, "original folder": folder}
 
 
-def our_ways(predictor: Predictor, paths: list[Path], suffix: str = "") -> dict[str, Way]:
+def our_ways(predictor: Predictor, paths: list[Path]) -> dict[str, Way]:
     """The same with a predictor."""
-    return {
-        # It looks for foreign images at the same time.
-        f"ours single{suffix}": lambda: np.array(
-            [list(predictor.predict(paths[0]).probabilities.values())]
-        ),
-        f"ours folder{suffix}": lambda: predictor.predict_probabilities(paths),
-    }
+
+    def single() -> np.ndarray:
+        return predictor.predict_images(predictor.decode(paths[0])[np.newaxis]).y_prob
+
+    return {"ours single": single, "ours folder": lambda: predictor.predict_files(paths).y_prob}
 
 
-def make_ways(paths: list[Path], size: int, work: Path) -> dict[str, Way]:
-    """All ways that this environment has."""
-    model, _ = build_model(
-        image_size=(size, size), weights="none", preprocessing="divide_by_255", head="original"
+def make_ways(paths: list[Path], size: int) -> dict[str, Way]:
+    """All ways, with one network."""
+    config = make_config("original", image_size=(size, size), weights="none")
+    classifier = build_classifier(config)
+    # The original's caller divides by 255.
+    parts = [classifier.get_layer(name) for name in ("backbone", "head")]
+    original = keras.Sequential([keras.Input((size, size, 3)), *parts])
+    info = ModelInfo(
+        labels=CLASS_CODES,
+        image_size=config.image_size,
+        resize=config.resize,
+        recipe=config.recipe,
+        synthetic=True,
     )
-    # As the original resizes: the same pixels on both sides.
-    info = BundleInfo(CLASS_CODES, (size, size), "nearest", "original", synthetic=True)
-    # With a gate for foreign images, as every trained model has one; the original has none.
-    plain = Predictor(Bundle(model, info))
-    features = plain.describe(paths)
-    bundle = Bundle(model, info, fit_gate(features, features, stage=plain.stage))
-    ways = original_ways(without_preprocessing(model), paths) | our_ways(Predictor(bundle), paths)
-    try:
-        network = open_onnx(save_bundle(bundle, work / "bundle"), bundle)
-    except InputError as error:
-        print(f"without ONNX Runtime: {error}")
-        return ways
-    return ways | our_ways(Predictor(bundle, network), paths, ", ONNX Runtime")
+    return original_ways(original, paths) | our_ways(Predictor(classifier, info), paths)
 
 
 def require_same_answers(ways: dict[str, Way]) -> None:
-    """Stop unless all ways give the probabilities of the original's."""
+    """Stop unless all ways give the same probabilities."""
     answers = {name: way() for name, way in ways.items()}
-    for name, answer in answers.items():
-        first = answers["original " + ("single" if "single" in name else "folder")]
-        if not np.allclose(answer, first, atol=1e-4):
-            raise SystemExit(f"{name} does not give the probabilities of the original's way")
+    for original, ours in RATIOS.values():
+        if not np.allclose(answers[original], answers[ours], atol=1e-4):
+            raise SystemExit(f"{ours} does not give the probabilities of {original}")
 
 
 def main() -> None:
@@ -140,18 +122,14 @@ def main() -> None:
         paths = sorted(folder.glob("*.jpg"))
         if not paths:
             raise SystemExit(f"{folder}: no .jpg file in it")
-        ways = make_ways(paths, arguments.image_size, Path(name))
+        ways = make_ways(paths, arguments.image_size)
         require_same_answers(ways)
         # Each way returns a row of probabilities for each image.
         medians = measure(
             {name: lambda way=way: len(way()) for name, way in ways.items()},
             repeat=arguments.repeat,
         )
-    ratios = {
-        ratio: medians[above] / medians[below]
-        for ratio, (above, below) in RATIOS.items()
-        if below in medians
-    }
+    ratios = {name: medians[original] / medians[ours] for name, (original, ours) in RATIOS.items()}
     report(
         medians,
         ratios,

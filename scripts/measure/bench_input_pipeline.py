@@ -1,12 +1,12 @@
-"""Our input pipeline against `ImageDataGenerator.flow_from_dataframe`, the original's.
+"""Measure the input pipeline against `ImageDataGenerator.flow_from_dataframe`, the original's.
 
-    python scripts/bench_input_pipeline.py --images DIR --out input_pipeline.json
+    .venv/bin/python scripts/measure/bench_input_pipeline.py --images DIR --out input_pipeline.json
 
-Both read the same JPEGs (without --images, drawn ones like Kaggle's: 600x450 pixels, about 270 KB)
-and hand over float32 batches of 32 at 224x224. `first_epoch` decodes, `later_epochs` do not
-with us and do with the generator, both without augmentation; `later_epochs_augmented` is with the
-original's rotation and zoom in both. Each ratio is the generator's time an image over ours; the
-smaller the files, the less there is to gain. Measured figures: docs/benchmarks.md.
+Both read the same JPEG files and give float32 batches of 32 images at 224x224. Without --images the
+files are drawn like Kaggle's: 600x450 pixels, about 270 KB. Each ratio is the generator's time for
+an image divided by ours. In `first_epoch` both decode; in `later_epochs` only the generator does;
+`later_epochs_augmented` adds the original's rotation and zoom to both. The smaller the files, the
+smaller the gain. Measured results: docs/benchmarks.md.
 """
 
 import argparse
@@ -21,20 +21,22 @@ import tensorflow as tf
 from benchmark import measure, report
 from PIL import Image
 
-from skinlesion.data.images import load_images, make_dataset
+from skinlesion.data.images import load_images
 from skinlesion.data.synthetic import make_sample
+from skinlesion.diagnoses import NUM_CLASSES
 from skinlesion.model.augmentation import make_augmentation
+from skinlesion.model.datasets import make_batches
 
 SIZE, BATCH = (224, 224), 32
 COUNT = 600
-"""Images in an epoch; fewer files are taken several times. What an epoch costs whatever its length
-should not count more than it does with the thousands of images of HAM10000."""
+"""Images in an epoch; fewer files are repeated. The fixed cost of an epoch should weigh as little
+as with the thousands of images of HAM10000."""
 NOISE, QUALITY = 13, 98
-"""Of the drawn images, for files of the size of Kaggle's: grey levels, and the JPEG quality."""
+"""Grey levels of noise and JPEG quality of the drawn files, which give them Kaggle's size."""
 
 
 def draw_images(folder: Path) -> list[Path]:
-    """Files of the synthetic sample, brought to the size of Kaggle's."""
+    """Write the synthetic sample as files of Kaggle's size."""
     files = sorted(make_sample(folder, images_per_class=16).rglob("*.jpg"))
     rng = np.random.default_rng(0)
     for path in files:
@@ -46,7 +48,7 @@ def draw_images(folder: Path) -> list[Path]:
 
 
 def consume_generator(files: list[Path], **augmentation: Any) -> int:
-    """One epoch as the original has it."""
+    """Read one epoch as the original does."""
     generator = tf.keras.preprocessing.image.ImageDataGenerator(rescale=1 / 255, **augmentation)
     frame = pd.DataFrame({"path": map(str, files), "dx": "nv"})
     batches = generator.flow_from_dataframe(
@@ -73,27 +75,25 @@ def main() -> None:
         else:
             files = draw_images(Path(folder) / "sample")
         files = (files * math.ceil(arguments.count / len(files)))[: arguments.count]
-        labels = np.zeros(len(files), int)
-        to_float = tf.function(lambda images: tf.cast(images, tf.float32))
+        labels = np.zeros(len(files), np.int32)
         augmentation = make_augmentation("original", seed=0)
         augment = tf.function(
-            lambda images: augmentation(tf.cast(images, tf.float32), training=True),
-            reduce_retracing=True,
+            lambda images: augmentation(images, training=True), reduce_retracing=True
         )
         decoded = load_images(files, image_size=SIZE)
 
-        def consume(images: np.ndarray, finish: Any) -> int:
-            order = np.random.default_rng(0).permutation(len(files))
-            for batch, _, _ in make_dataset(images, labels, batch_size=BATCH, order=order):
-                finish(batch)
+        def consume(images: np.ndarray, finish: Any = None) -> int:
+            batches = make_batches(images, labels, np.ones(NUM_CLASSES), BATCH, shuffle=True)
+            for batch, _, _ in batches:
+                if finish:
+                    finish(batch)
             return len(files)
 
         medians = measure(
             {
                 "generator": lambda: consume_generator(files),
-                "first epoch": lambda: consume(load_images(files, image_size=SIZE), to_float),
-                "later epochs": lambda: consume(decoded, to_float),
-                "later epochs, as bytes": lambda: consume(decoded, lambda images: images),
+                "first epoch": lambda: consume(load_images(files, image_size=SIZE)),
+                "later epochs": lambda: consume(decoded),
                 "generator, augmented": lambda: consume_generator(
                     files, rotation_range=10, zoom_range=0.1
                 ),

@@ -1,24 +1,32 @@
-"""What input pipeline and augmentation cost in `fit`: the rest of the step is the network.
+"""Measure what input pipeline and augmentation cost in `fit`; the rest is the network.
 
-    python scripts/bench_training.py --out training.json
+    .venv/bin/python scripts/measure/bench_training.py --out training.json
 
-The same model is trained with batches from the pipeline, augmented as recipe `default` does, and
-with one batch that lies in memory as the network wants it. `fit_overhead` is how much longer a
-step takes with the former: expected on two cores, 0.05 at most.
+The same network is trained on batches of the pipeline, augmented as in recipe `default`, and on one
+batch that lies in memory. `fit_overhead` is the relative extra time of a step with the pipeline:
+expected on two cores, 0.05 at most.
 """
 
 import argparse
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 from benchmark import measure, report
 
-from skinlesion.config import make_config
-from skinlesion.data.images import draw_order, make_dataset
-from skinlesion.model.augmentation import make_augmentation
-from skinlesion.model.resnet50 import build_model, unfreeze
-from skinlesion.model.train import Phase, Trainer, compile_trainer
+from skinlesion.config import Config, make_config
+from skinlesion.diagnoses import NUM_CLASSES
+from skinlesion.model.datasets import make_batches
+from skinlesion.model.resnet50 import build_model
+from skinlesion.model.train import compile_model
+
+
+def make_model(config: Config, steps: int) -> keras.Sequential:
+    """The compiled model of these settings."""
+    model = build_model(config)
+    compile_model(model, config, steps=steps)
+    return model
 
 
 def main() -> None:
@@ -27,31 +35,28 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--image-size", type=int, nargs=2, default=(224, 224), metavar=("H", "W"))
+    parser.add_argument("--top-stage", default="conv5", help="conv2 to conv5 (default: conv5)")
     parser.add_argument("--steps", type=int, default=6, metavar="N", help="in a round")
     parser.add_argument("--repeat", type=int, default=5, metavar="N")
     parser.add_argument("--out", type=Path, metavar="FILE")
     arguments = parser.parse_args()
-    config = make_config("default", image_size=tuple(arguments.image_size), weights="none")
+    config = make_config(
+        "default",
+        image_size=tuple(arguments.image_size),
+        top_stage=arguments.top_stage,
+        weights="none",
+    )
     rng = np.random.default_rng(0)
     count = arguments.steps * config.batch_size
     images = rng.integers(0, 256, (count, *config.image_size, 3), np.uint8)
-    labels = np.arange(count) % 7
-    batch = next(iter(make_dataset(images, labels, batch_size=config.batch_size)))
-    in_memory = (tf.cast(batch[0], tf.float32), *batch[1:])
+    labels = (np.arange(count) % NUM_CLASSES).astype(np.int32)
+    batches = make_batches(images, labels, np.ones(NUM_CLASSES), config.batch_size, shuffle=True)
+    in_memory = next(iter(batches))
     fed = tf.data.Dataset.from_tensors(in_memory).repeat(arguments.steps)
-
-    def make_trainer(augmentation: str) -> Trainer:
-        model, loaded = build_model(image_size=config.image_size, weights="none", head=config.head)
-        unfreeze(model, loaded, fine_tune_from="conv1", train_batch_norm=True)
-        trainer = Trainer(model, make_augmentation(augmentation, seed=0))
-        compile_trainer(trainer, config, Phase("fine_tuning", 1, 1e-4), steps=arguments.steps)
-        return trainer
-
-    ours, plain = make_trainer(config.augmentation), make_trainer("none")
+    ours = make_model(config, arguments.steps)
+    plain = make_model(config.model_copy(update={"augmentation": "none"}), arguments.steps)
 
     def fit_with_pipeline() -> int:
-        order = draw_order(labels, "natural", seed=0, epoch=0)
-        batches = make_dataset(images, labels, batch_size=config.batch_size, order=order)
         ours.fit(batches, shuffle=False, verbose=0)
         return arguments.steps
 

@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: contestants take turns, medians are compared."""
+"""Shared by the benchmarks: contestants take turns, and their medians are compared."""
 
 import contextlib
 import json
@@ -17,8 +17,8 @@ LIBRARIES = ("tensorflow", "keras", "numpy", "pillow", "onnxruntime")
 def measure(contestants: Mapping[str, Callable[[], int]], *, repeat: int) -> dict[str, float]:
     """Median milliseconds an item of each contestant.
 
-    They take turns, so that what else the machine does hits all alike; a first round, which is not
-    counted, warms up.
+    They take turns, so that other load on the machine affects all of them. A first round warms up
+    and does not count.
 
     Args:
         contestants: name to a function that does the work and returns the number of items.

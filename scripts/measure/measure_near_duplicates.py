@@ -1,10 +1,10 @@
-"""How many near duplicates does the search find? Measured on pairs that are known to be some.
+"""Measure how many near duplicates the search finds, on pairs that are known.
 
-    .venv/bin/python scripts/measure_near_duplicates.py --data DIR --weights FILE
+    .venv/bin/python scripts/measure/measure_near_duplicates.py --data DIR --weights FILE
 
-HAM10000 has 1,956 lesions with several images under one lesion id. Their pairs are what the search
-looks for between ids, so the share of them that it would propose, and verify, tells what share of
-the unknown pairs it finds; pairs drawn at random from different lesions tell how often it errs.
+HAM10000 has 1,956 lesions with several images under one lesion id. The search looks for such pairs
+under different ids, so the share of the known pairs that it proposes and verifies estimates the
+share of the unknown pairs that it finds. Random pairs of different lesions show how often it errs.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Which images does the page call blurred, pale, dark, bright or small?
+"""Measure which images are called blurred, low in contrast, dark, bright or small.
 
-    .venv/bin/python scripts/measure_quality.py --run RUN --data DIR
+    .venv/bin/python scripts/measure/measure_quality.py --run RUN --data DIR
 
-The test images of a run as they are, and each spoilt in five ways: how many get which verdict.
-Prints a table in Markdown; the limits were fitted on the validation images.
+Takes the test images of a run as they are, and degraded in five ways. Prints the share of images
+with each quality problem as a Markdown table. The limits were fitted on the validation images.
 """
 
 import argparse
@@ -15,11 +15,12 @@ import pandas as pd
 from PIL import Image, ImageFilter
 
 from skinlesion.data.ham10000 import list_images
-from skinlesion.evaluation.quality import find_problems
-from skinlesion.model.predictor import Predictor
-from skinlesion.model.run import read_part
+from skinlesion.evaluation.calibration import load_calibration
+from skinlesion.evaluation.quality import QualityLimits, find_problems
+from skinlesion.files import InputError
+from skinlesion.model.run import Run
 
-PROBLEMS = ("blurred", "pale", "dark", "bright", "small")
+PROBLEMS = ("blurred", "low contrast", "dark", "bright", "small")
 
 
 def blur(image: Image.Image) -> Image.Image:
@@ -43,7 +44,7 @@ def shrink(image: Image.Image) -> Image.Image:
     return image.resize((40, round(40 * image.height / image.width)))
 
 
-SPOILT: dict[str, Callable[[Image.Image], Image.Image]] = {
+DEGRADED: dict[str, Callable[[Image.Image], Image.Image]] = {
     "as they are": lambda image: image,
     "out of focus (Gaussian blur, standard deviation 1/50 of the width)": blur,
     "underexposed (grey values halved)": scale(0.5),
@@ -53,19 +54,19 @@ SPOILT: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
-def measure(predictor: Predictor, paths: list[Path]) -> pd.DataFrame:
-    """Shares of images that get each verdict, a row for each way to spoil them."""
-    height, width = predictor.bundle.info.image_size
+def measure(paths: list[Path], image_size: tuple[int, int], limits: QualityLimits) -> pd.DataFrame:
+    """Shares of images with each problem; a row for each way to degrade them."""
+    height, width = image_size
     rows = []
-    for name, spoil in SPOILT.items():
+    for name, degrade in DEGRADED.items():
         found = []
         for path in paths:
             with Image.open(path) as opened:
-                spoilt = spoil(opened.convert("RGB"))
+                degraded = degrade(opened.convert("RGB"))
             # What `decode_image` does with a file.
-            pixels = np.asarray(spoilt.resize((width, height), Image.Resampling.BILINEAR))
-            size = (spoilt.height, spoilt.width)
-            found.append(find_problems(pixels, predictor.limits, taken_at=size))
+            pixels = np.asarray(degraded.resize((width, height), Image.Resampling.BILINEAR))
+            size = (degraded.height, degraded.width)
+            found.append(find_problems(pixels, limits, original_size=size))
         shares = {problem: np.mean([problem in one for one in found]) for problem in PROBLEMS}
         rows.append({"images": name, "any": np.mean([bool(one) for one in found])} | shares)
     return pd.DataFrame(rows)
@@ -79,12 +80,14 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="run directory")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="its dataset")
     arguments = parser.parse_args()
-    predictor = Predictor.load(arguments.run)
-    if predictor.limits is None:
-        parser.error("this run has no limits: skinlesion.workflow.fit_gate(run, data) fits them")
-    images = list_images(arguments.data)
-    paths = [images[image] for image in read_part(arguments.run, "test")["image_id"]]
-    table = measure(predictor, paths)
+    try:
+        run = Run.find(arguments.run)
+        limits = load_calibration(run).quality
+        images = list_images(arguments.data)
+        paths = [images[image_id] for image_id in run.rows("test")["image_id"]]
+    except InputError as error:
+        parser.error(str(error))
+    table = measure(paths, run.info.image_size, limits)
     print(f"{len(paths):,} test images\n")
     print(to_markdown(table))
 

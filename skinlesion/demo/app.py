@@ -87,20 +87,23 @@ def build_app(content: Content) -> gr.Blocks:
 def _add_single(content: Content) -> None:
     model = content.model
 
-    def show(image: str | None) -> Iterator[tuple[Any, dict[str, Any]]]:
+    def show(image: str | None, last: str | None) -> Iterator[tuple[Any, Any, Any]]:
         """Yield the result first, then the heat map, which takes longer."""
         hidden = gr.update(value=None, visible=False)
         if image is None:
-            yield page.render_nothing(), hidden
-            return
-        try:
-            prediction = model.predict_file(image, maps=True)
-        except InputError as error:
-            yield page.render_failure(str(error)), hidden
-            return
-        yield page.render_result(prediction.result), hidden
-        if prediction.result.is_in_distribution:
-            yield gr.skip(), gr.update(value=model.explain(prediction), visible=True)
+            yield page.render_nothing(), hidden, None
+        elif image == last:  # Gradio 5.50 reports each upload twice
+            yield gr.skip(), gr.skip(), gr.skip()
+        else:
+            try:
+                prediction = model.predict_file(image, maps=True)
+            except InputError as error:
+                yield page.render_failure(str(error)), hidden, image
+                return
+            yield page.render_result(prediction.result), hidden, image
+            if prediction.result.is_in_distribution:
+                heat = gr.update(value=model.explain(prediction), visible=True)
+                yield gr.skip(), heat, gr.skip()
 
     def pick(chosen: gr.SelectData) -> str:
         return or_error(lambda: require_uploaded(chosen.value["image"]["path"], image))
@@ -124,7 +127,9 @@ def _add_single(content: Content) -> None:
                 gr.Markdown(f"**Examples**: {kind} with their true diagnosis. Choose one.")
                 gallery = make_gallery("Examples", list(content.examples), allow_preview=False)
                 gallery.select(pick, None, image, **private())
-    shown = image.change(show, image, [result, heat], show_progress="minimal", **private())
+    last = gr.State()
+    outputs = [result, heat, last]
+    shown = image.change(show, [image, last], outputs, show_progress="minimal", **private())
     shown.then(None, js=NAME_PICTURES, **private())
 
 

@@ -19,6 +19,7 @@ from skinlesion.data.ham10000 import (
     read_metadata,
 )
 from skinlesion.data.isic import read_isic_for, read_truth, write_isic
+from skinlesion.data.split import join_split
 from skinlesion.diagnoses import CLASS_CODES, LABEL_OF
 from skinlesion.evaluation.bootstrap import compute_share, draw_weights
 from skinlesion.evaluation.calibration import Calibration, apply_temperature, load_calibration
@@ -50,18 +51,18 @@ def evaluate(
         tta: also predict with test-time augmentation, as a second column of figures.
 
     Returns:
-        What `metrics.json` holds: see `write_report`; also `ood`, the share of the test images
-        that are in distribution, and `gradcam`, see `measure_heat`, for data with outlines.
+        What `metrics.json` holds: see `write_report`; also `ood`, the share of images in
+        distribution, and for data with outlines `gradcam`, see `measure_heat`.
 
     Raises:
         InputError: the run is not trained or not calibrated, or data and run do not fit.
     """
     run = Run.find(run)
-    calibration, named = load_calibration(run), run.rows("test")
+    calibration, split = load_calibration(run), run.split
     source = find_dataset(data or run.dataset)
     table = load_metadata(source)
     run.require_same_dataset(table)
-    rows = table.merge(named[["image_id"]], on="image_id")
+    rows = join_split(table, split).query("split == 'test'").reset_index(drop=True)
     predictor = Predictor.load(run)
     say(f"evaluate: predicting {len(rows):,} test images")
     outputs = predictor.predict_files(list(rows["path"]), maps=(source / MASKS_NAME).is_dir())

@@ -321,10 +321,10 @@ def _make_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _format(cell: str | int | dict[str, Any]) -> str:
+def _format(cell: Any) -> str:
     """Text unchanged; figures and counts by `format_figure`; undefined figures as a dash."""
     if isinstance(cell, str):
         return cell
-    if not isinstance(cell, dict) or not pd.isna(cell.get("low")):
+    if not isinstance(cell, Mapping) or not pd.isna(cell.get("low")):
         return format_figure(cell)
     return "-" if pd.isna(cell["value"]) else f"{cell['value']:.3f}"

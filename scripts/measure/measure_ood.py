@@ -1,12 +1,12 @@
-"""Which share of images that show no lesion is turned away? Of the test's lesions, let in?
+"""Measure OOD detection: on images without a lesion, and on the lesions of the test set.
 
-    .venv/bin/python scripts/measure_foreign.py --run RUN --data DIR --out foreign.csv
+    .venv/bin/python scripts/measure/measure_ood.py --run RUN --data DIR --out ood.csv
 
-The foreign images are photographs that come with scikit-image, scikit-learn and matplotlib and
-those in the folders named with `--photos` (docs/foreign_images.md says which were), crops of these,
-and drawn ones: noise, plain colours, skin colours, documents, and screenshots where there is
-Chromium. They fall into two parts, `development`, on which the method was chosen, and `final`: no
-photograph and no drawn image is in both. The gate is fitted on lesions alone, and saw neither part.
+The images without a lesion are photographs that come with scikit-image, scikit-learn and matplotlib
+and those in the folders named with `--photos` (docs/ood.md lists them), crops of these, and drawn
+ones: noise, plain colours, skin colours, documents, and screenshots if Chromium is installed. They
+are divided into two parts without a common photograph or drawing: the method was chosen on
+`development`; `final` is for the result. The detector is fitted on lesions only.
 """
 
 import argparse
@@ -24,10 +24,12 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.stats import binomtest
 
 from skinlesion.data.ham10000 import load_metadata
-from skinlesion.data.split import join_split, read_split
-from skinlesion.evaluation.ood import is_foreign
-from skinlesion.files import write_csv
+from skinlesion.data.split import join_split
+from skinlesion.evaluation.calibration import load_calibration
+from skinlesion.evaluation.ood import OODDetector, is_in_distribution
+from skinlesion.files import InputError, write_csv
 from skinlesion.model.predictor import Predictor
+from skinlesion.model.run import Run
 
 PARTS = ("development", "final")
 DRAWN = 100
@@ -71,36 +73,40 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, nargs="*", default=[], metavar="DIR")
     parser.add_argument("--part", choices=PARTS, default="final")
     arguments = parser.parse_args()
-    predictor = Predictor.load(arguments.run)
-    if predictor.bundle.gate is None:
-        parser.error("this run has no gate: fit one with skinlesion.workflow.fit_gate(run, data)")
+    try:
+        run = Run.find(arguments.run)
+        detector = load_calibration(run).ood
+        predictor = Predictor.load(run)
+    except InputError as error:
+        parser.error(str(error))
     with tempfile.TemporaryDirectory() as folder:
         rows = save_images(collect(arguments.part, arguments.photos), Path(folder))
-        scores = predictor.judge(list(rows["path"]))[1]
-    table = rows.assign(score=scores, turned_away=is_foreign(scores)).drop(columns="path")
+        scores = detector.compute_scores(predictor.predict_files(list(rows["path"])).features)
+    table = rows.assign(ood_score=scores, detected=~is_in_distribution(scores))
+    table = table.drop(columns="path")
     write_csv(arguments.out, table)
-    print(f"{'foreign images, ' + arguments.part:32} images  from  turned away (95 % interval)")
+    print(f"{'out of distribution, ' + arguments.part:32} images  from  detected (95 % interval)")
     for kind, part in [*table.groupby("kind", sort=False), ("all", table)]:
-        shown = describe_share(part["turned_away"])
+        shown = describe_share(part["detected"])
         print(f"{kind:32} {len(part):6,} {part.groupby(['kind', 'name']).ngroups:5,}  {shown}")
     if arguments.part == "final":
-        print_lesions(predictor, arguments.run, arguments.data)
+        print_lesions(predictor, detector, run, arguments.data)
 
 
-def print_lesions(predictor: Predictor, run: Path, data: Path) -> None:
-    """The share of lesions that is let in, of each diagnosis; validation is what was fitted on."""
-    joined = join_split(load_metadata(data), read_split(run / "splits.csv"))
+def print_lesions(predictor: Predictor, detector: OODDetector, run: Run, data: Path) -> None:
+    """Print the share of lesions in distribution, by diagnosis; validation was fitted on."""
+    joined = join_split(load_metadata(data), run.split)
     for part in ("validation", "test"):
         rows = joined[joined["split"] == part]
-        scores = predictor.bundle.gate.compute_scores(predictor.describe(list(rows["path"])))
-        let_in = pd.Series(~is_foreign(scores), rows.index)
-        print(f"\n{'lesions, ' + part:32} images        let in (95 % interval)")
-        for code, group in [*let_in.groupby(rows["dx"]), ("all", let_in)]:
+        scores = detector.compute_scores(predictor.predict_files(list(rows["path"])).features)
+        inside = pd.Series(is_in_distribution(scores), rows.index)
+        print(f"\n{'lesions, ' + part:32} images        in distribution (95 % interval)")
+        for code, group in [*inside.groupby(rows["dx"]), ("all", inside)]:
             print(f"{code:32} {len(group):6,}        {describe_share(group)}")
 
 
 def describe_share(hits: pd.Series) -> str:
-    """The share of hits and its interval by Clopper and Pearson, each image counted as one draw."""
+    """The share of hits with its Clopper-Pearson interval; images count as independent."""
     found = binomtest(int(hits.sum()), len(hits))
     low, high = found.proportion_ci(method="exact")
     return f"{found.statistic:7.1%} ({low:.1%} to {high:.1%})"
@@ -118,7 +124,7 @@ def save_images(images: Iterator[tuple[str, str, Image.Image]], folder: Path) ->
 
 
 def collect(part: str, folders: list[Path]) -> Iterator[tuple[str, str, Image.Image]]:
-    """The foreign images of one part: kind, name of its photograph or drawing, image."""
+    """The images without a lesion of one part: kind, name of its photograph or drawing, image."""
     seed = PARTS.index(part)
     for kind, paths in find_photographs(folders).items():
         for number, path in enumerate(paths[seed::2]):
