@@ -135,9 +135,12 @@ class TestEvaluate:
         with pytest.raises(InputError, match="does not hold the images to evaluate: missing ISIC_"):
             evaluate(evaluated, data=sample)
 
-    def test_the_sample_is_called_synthetic(self, run_copy, sample, capsys):
+    def test_the_terminal_gets_a_few_lines_with_what_limits_them(self, run_copy, sample, capsys):
         evaluate(run_copy, data=sample)
-        assert SYNTHETIC_NOTE in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert len(said.splitlines()) <= 12
+        assert SYNTHETIC_NOTE in said
+        assert "these thresholds are uncertain" in said
 
     def test_a_bundle_in_its_run_is_as_good_as_the_run(self, evaluated, sample):
         before = (evaluated / "predictions_test.csv").read_bytes()
