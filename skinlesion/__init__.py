@@ -44,9 +44,9 @@ _HOMES = {
     "model.datasets": ("make_datasets",),
     "model.linear_probe": ("fit_linear_probe",),
     "model.callbacks": ("make_callbacks",),
+    "model.settings": ("choose_config",),
     "model.train": (
         "begin_run",
-        "choose_config",
         "compile_model",
         "find_trained_run",
         "finish_run",

@@ -201,9 +201,7 @@ def train(
     limit: Annotated[int | None, option("N", "Use at most N training images.")] = None,
     seed: Seed = None,
     deterministic: Annotated[bool, flag("--deterministic", "Repeatable, but slower.")] = False,
-    time_limit: Annotated[
-        float | None, option("HOURS", "Stop before; the same command continues.", min=0.01)
-    ] = None,
+    time_limit: Annotated[float | None, option("HOURS", "Stop before.", min=0.01)] = None,
     settings: Annotated[
         list[str] | None, option("NAME=VALUE", "Any setting of the recipe; repeatable.", "--set")
     ] = None,
@@ -221,9 +219,11 @@ def train(
     given |= dict(parse_setting(setting) for setting in settings or ())
     from skinlesion.evaluation.calibration import calibrate
     from skinlesion.model.run import Run
-    from skinlesion.model.train import choose_config, train
+    from skinlesion.model.settings import choose_config
 
-    config = choose_config(Run(run), recipe, **given)
+    config = choose_config(Run(run), recipe, **given)  # refuses mistakes before TensorFlow loads
+    from skinlesion.model.train import train
+
     trained = train(data, run, config, splits=splits, time_limit=time_limit)
     if trained.is_finished:
         calibrate(trained, data)

@@ -34,6 +34,7 @@ ROOMS = {
         "resnet50",
         "provenance",
         "run",
+        "settings",
         "predictor",
         "datasets",
         "linear_probe",
@@ -123,7 +124,7 @@ def test_no_function_is_too_long():
 
 LIGHT = ["skinlesion", "skinlesion.cli", *(f"skinlesion.{name}" for name in TOP)]
 LIGHT += [f"skinlesion.data.{name}" for name in ROOMS["data"]]
-LIGHT += ["skinlesion.model.run"]
+LIGHT += ["skinlesion.model.run", "skinlesion.model.settings"]
 
 
 def test_imports_are_light():

@@ -21,7 +21,8 @@ from skinlesion.files import InputError
 from skinlesion.model import callbacks
 from skinlesion.model.resnet50 import WEIGHTS_URL
 from skinlesion.model.run import Run
-from skinlesion.model.train import choose_config, find_trained_run, require_same_run, train
+from skinlesion.model.settings import choose_config, require_same_run
+from skinlesion.model.train import find_trained_run, train
 
 
 @pytest.fixture(scope="module")

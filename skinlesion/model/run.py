@@ -44,9 +44,7 @@ class ModelInfo(BaseModel):
 
 
 class Run:
-    """The folder of a run, or the folder of a saved model by itself.
-
-    Nothing is read before it is asked for.
+    """The folder of a run or of a saved model. Nothing is read before it is asked for.
 
     Args:
         folder: of the run; need not exist.
@@ -111,7 +109,7 @@ class Run:
 
     @property
     def has_split(self) -> bool:
-        """Whether this is a whole run, and not a saved model by itself."""
+        """Whether this is a run, and not a saved model by itself."""
         return self.splits_path.is_file()
 
     @property

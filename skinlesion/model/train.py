@@ -7,37 +7,28 @@ from typing import Any
 import keras
 import pandas as pd
 
-from skinlesion.config import Config, find_differences, make_config, read_config
+from skinlesion.config import Config, find_differences
 from skinlesion.data.ham10000 import dataset_fingerprint, find_dataset, is_sample, load_metadata
 from skinlesion.data.near_duplicates import read_near_duplicates
-from skinlesion.data.split import is_same_split, make_split, read_split
+from skinlesion.data.split import make_split, read_split
 from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
 from skinlesion.files import InputError, write_csv, write_json
-from skinlesion.machine import (
-    default_weights,
-    how_to_attach,
-    is_watched,
-    say,
-)
+from skinlesion.machine import how_to_attach, is_watched, say
 from skinlesion.model.callbacks import make_callbacks, read_state
 from skinlesion.model.datasets import make_datasets
 from skinlesion.model.devices import describe_device
 from skinlesion.model.linear_probe import fit_linear_probe
 from skinlesion.model.provenance import describe_versions, find_commit
 from skinlesion.model.resnet50 import (
-    WeightsUnavailableError,
     build_classifier,
     build_model,
-    download_imagenet,
     find_part,
     make_optimizer,
     pretrained_weights,
     top_stage_of,
 )
 from skinlesion.model.run import ModelInfo, Run
-
-IMAGENET_NAME = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
-"""Keras' name of the file of ImageNet weights; Kaggle has it under the same name."""
+from skinlesion.model.settings import find_other_settings, require_same_run, settle_config
 
 
 def train(
@@ -75,7 +66,7 @@ def train(
     if run.is_finished:
         say(f"train: {run} is finished already with these settings")
         return run
-    model = build_model(config := _settle(config, run, data))
+    model = build_model(config := settle_config(config, run, data))
     begin_run(run, model, data, split, config)
     training, validation = make_datasets(data, split, config)
     compile_model(model, config, steps=len(training))
@@ -208,44 +199,6 @@ def finish_run(run: Run, model: keras.Sequential, config: Config) -> None:
     say(f"train: finished; model in {run.model_dir}")
 
 
-def choose_config(
-    run: Run, recipe: str | None, *, data: Path | None = None, **overrides: Any
-) -> Config:
-    """The settings to train a run with.
-
-    Args:
-        run: if it was started, and no recipe is named, its settings are the base.
-        recipe: base of the settings; None: `default` for a new run.
-        data: folder of the dataset. For the synthetic sample, ImageNet weights that cannot be
-            downloaded are replaced by random ones.
-        **overrides: fields of `Config`; None keeps the base's value.
-
-    Raises:
-        InputError: unknown or impossible settings.
-    """
-    given = {name: value for name, value in overrides.items() if value is not None}
-    if run.is_begun:
-        known = run.config
-        if recipe is None:
-            return _settle(read_config(known.model_dump() | given), run, data)
-        here = default_weights()
-        same = here and _weights_name(here) == _weights_name(known.weights)
-        given = {"weights": here if same else known.weights} | given
-    elif "weights" not in given:
-        given["weights"] = default_weights() or "imagenet"
-    return _settle(make_config(recipe or "default", **given), run, data)
-
-
-def _settle(config: Config, run: Run, data: Path | None) -> Config:
-    """Resolve what depends on the machine: the precision of a run to continue, and weights."""
-    if run.is_begun and config.precision == "auto":
-        # Checkpoints in half precision can only be continued in half precision, on any device.
-        config = config.model_copy(update={"precision": run.description["precision"]})
-    if data is not None and is_sample(data):
-        config = _fall_back_to_random_weights(config)
-    return config
-
-
 def find_trained_run(
     run: str | Path | Run,
     data: Path,
@@ -277,48 +230,10 @@ def find_trained_run(
             "set the parameter train_if_missing = True to train now"
         )
     say(f"using the finished run in {found}")
-    other = _find_other_settings(found, config)
+    other = find_other_settings(found, config)
     if other:
         say(f"note: the run in {found} has other settings than this notebook: {other}")
     return found
-
-
-def require_same_run(run: Run, data: Path, split: pd.DataFrame, config: Config) -> None:
-    """Check that a run was started with these settings, this dataset and this split.
-
-    Args:
-        run: a run that was started.
-        data: folder of the dataset.
-        split: the split.
-        config: the settings.
-
-    Raises:
-        InputError: something differs; says what.
-    """
-    other = _find_other_settings(run, config)
-    if other:
-        raise InputError(
-            f"{run}: was started with other settings ({other}); leave them out to continue it, or "
-            "name another --run"
-        )
-    run.require_same_dataset(load_metadata(data))
-    if not is_same_split(run.split, split):
-        raise InputError(f"{run}: was started with another split; name another --run")
-
-
-def _find_other_settings(run: Run, config: Config) -> str:
-    """Name the settings that differ from those of a run, in more than where weights are."""
-    known = run.config
-    if _weights_name(known.weights) == _weights_name(config.weights):
-        config = config.model_copy(update={"weights": known.weights})
-    if "auto" in (known.precision, config.precision):
-        config = config.model_copy(update={"precision": known.precision})
-    return find_differences(known, config)
-
-
-def _weights_name(weights: str) -> str:
-    """The name of the weights, wherever the file lies: Kaggle's mount points vary."""
-    return IMAGENET_NAME if weights == "imagenet" else Path(weights).name
 
 
 def _choose_split(data: Path, run: Run, config: Config, splits: Path | None) -> pd.DataFrame:
@@ -328,16 +243,3 @@ def _choose_split(data: Path, run: Run, config: Config, splits: Path | None) -> 
         return run.split
     table = load_metadata(data)
     return make_split(table, config.split, seed=config.seed, pairs=read_near_duplicates())
-
-
-def _fall_back_to_random_weights(config: Config) -> Config:
-    """On the synthetic sample, do without ImageNet weights that cannot be downloaded."""
-    if config.weights != "imagenet":
-        return config
-    try:
-        download_imagenet()
-    except WeightsUnavailableError as error:
-        say(f"train: {error}")
-        say("train: this is the synthetic sample, so training starts from random weights instead")
-        return config.model_copy(update={"weights": "none"})
-    return config
