@@ -63,6 +63,11 @@ def test_the_wheel_asks_for_what_requirements_txt_lists(unpacked):
     assert metadata.license_expression == "MIT"
 
 
+def test_the_citation_and_the_changelog_name_the_version():
+    assert f"\nversion: {skinlesion.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## [{skinlesion.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_requirements_are_lower_bounds_only():
     for requirement in read_requirements():
         assert [bound.operator for bound in requirement.specifier] == [">="], requirement

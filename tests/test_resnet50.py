@@ -13,10 +13,10 @@ from skinlesion.model.resnet50 import (
     build_model,
     find_part,
     freeze,
-    make_optimizer,
     pretrained_weights,
     top_stage_of,
 )
+from skinlesion.model.train import compile_model
 
 HEAD = ["conv", "pool", "dropout_1", "flatten", "dense", "dropout_2", "probabilities"]
 
@@ -145,20 +145,23 @@ def test_momentum_is_set_where_nothing_was_loaded(conv2_weights):
     assert backbone.get_layer("conv3_block1_1_bn").momentum == 0.8
 
 
+def make_optimizer(settings):
+    model = build_model(settings)
+    compile_model(model, settings, steps=50)
+    return model.optimizer
+
+
 def test_the_rate_depends_on_pretrained_weights_and_follows_the_schedule(conv2_weights):
     rates = {"learning_rate": 1e-4, "scratch_learning_rate": 1e-2}
-    scratch = make_optimizer(build_model(tiny(**rates)), tiny(**rates), steps=50)
-    tuned_settings = tiny(**rates, weights=str(conv2_weights))
-    tuned = make_optimizer(build_model(tuned_settings), tuned_settings, steps=50)
+    scratch = make_optimizer(tiny(**rates))
+    tuned = make_optimizer(tiny(**rates, weights=str(conv2_weights)))
     for optimizer, rate in ((scratch, 1e-2), (tuned, 1e-4)):
         schedule = optimizer._learning_rate
         assert float(schedule(10)) == pytest.approx(rate)  # after 10 % of 2 x 50 steps
         assert float(schedule(0)) == pytest.approx(rate / 100)
         assert float(schedule(100)) == pytest.approx(rate / 100)
-    flat = tiny(**rates, schedule="plateau")
-    assert float(make_optimizer(build_model(flat), flat, steps=50).learning_rate) == pytest.approx(
-        1e-2
-    )
+    flat = make_optimizer(tiny(**rates, schedule="plateau"))
+    assert float(flat.learning_rate) == pytest.approx(1e-2)
 
 
 @needs_real_weights

@@ -51,9 +51,9 @@ def make_callbacks(
     return [
         keras.callbacks.TerminateOnNaN(),
         keras.callbacks.TensorBoard(run.folder / "tensorboard", write_graph=False),
-        Progress(config),
+        Progress(config.batch_size),
         *watchers,
-        Resume(run, config, watchers, limit),
+        Resume(run, config.seed, watchers, limit),
         keras.callbacks.CSVLogger(run.history_path, append=True),
         limit,
     ]
@@ -65,12 +65,12 @@ class Progress(keras.callbacks.Callback):
     After a few steps of the first epoch, it prints how long the whole run may take.
 
     Args:
-        config: the settings.
+        batch_size: images in a step.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, batch_size: int) -> None:
         super().__init__()
-        self.config = config
+        self.batch_size = batch_size
         self.durations: list[float] = []
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
@@ -90,7 +90,7 @@ class Progress(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Complete the logs and print them."""
         assert logs is not None
-        images = self.params["steps"] * self.config.batch_size
+        images = self.params["steps"] * self.batch_size
         pretrained = bool(pretrained_weights(self.model).layers)
         logs["phase"] = "fine_tuning" if pretrained else "from_scratch"
         rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
@@ -145,7 +145,7 @@ class Resume(keras.callbacks.Callback):
     Args:
         run: its `checkpoints/` and `history.csv` are used. If it is finished, its saved model is
             restored, and no epoch is left.
-        config: the settings.
+        seed: of the run.
         watchers: callbacks whose state is kept; the first one is EarlyStopping.
         limit: tells whether an epoch was cut short; such an epoch is not kept.
     """
@@ -153,13 +153,13 @@ class Resume(keras.callbacks.Callback):
     def __init__(
         self,
         run: Run,
-        config: Config,
+        seed: int,
         watchers: list[keras.callbacks.Callback],
         limit: TimeLimit,
     ) -> None:
         super().__init__()
         self.run, self.checkpoints = run, run.checkpoints
-        self.config, self.watchers, self.limit = config, watchers, limit
+        self.seed, self.watchers, self.limit = seed, watchers, limit
         self.rows: list[Logs] = []
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
@@ -190,7 +190,7 @@ class Resume(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         """Seed the order of the images."""
-        keras.utils.set_random_seed(self.config.seed + epoch)
+        keras.utils.set_random_seed(self.seed + epoch)
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Keep a finished epoch; fail on a loss that is not a number."""

@@ -39,10 +39,6 @@ WEIGHTS_MD5 = "4d473c1dd8becc155b73f8504c6f6626"
 """The file that `keras.applications.ResNet50(weights="imagenet", include_top=False)` downloads. It
 is fetched here so that it goes through the same check as any other file of weights."""
 
-WARMUP_SHARE = 0.1
-"""Share of training in which the cosine schedule rises to its rate: Goyal et al., arXiv:1706.02677,
-warm up over the first 5 of 90 epochs; short runs need a larger share for the same effect."""
-
 FEATURE_BATCH = 64
 """Images in a batch of `compute_features`."""
 
@@ -131,15 +127,16 @@ def build_classifier(config: Config) -> keras.Sequential:
     for layer in batch_norms(backbone):
         if layer.name not in backbone.pretrained.layers:
             layer.momentum = config.batch_norm_momentum
-    parts = [_make_preprocessing(config), backbone, _make_head(config.head)]
+    preprocessing = _make_preprocessing(config.preprocessing, config.image_size)
+    parts = [preprocessing, backbone, _make_head(config.head)]
     image = keras.Input((*config.image_size, 3), name="image")
     return keras.Sequential([image, *parts], name="classifier")
 
 
-def _make_preprocessing(config: Config) -> keras.layers.Layer:
-    if config.preprocessing == "divide_by_255":
+def _make_preprocessing(kind: str, image_size: tuple[int, int]) -> keras.layers.Layer:
+    if kind == "divide_by_255":
         return keras.layers.Rescaling(1 / 255, name="preprocessing")
-    image = keras.Input((*config.image_size, 3))
+    image = keras.Input((*image_size, 3))
     prepared = keras.applications.resnet50.preprocess_input(image)
     return keras.Model(image, prepared, name="preprocessing")
 
@@ -247,30 +244,6 @@ def freeze(backbone: keras.Model, config: Config) -> None:
         batch_norm = isinstance(layer, keras.layers.BatchNormalization)
         kept = not layer.name.startswith(trained) or (batch_norm and not config.train_batch_norm)
         layer.trainable = not (layer.name in backbone.pretrained.layers and kept)
-
-
-def make_optimizer(model: keras.Model, config: Config, *, steps: int) -> keras.optimizers.Adam:
-    """Adam at the rate of the settings, with their schedule.
-
-    Args:
-        model: from `build_model`; decides which of the two rates is used.
-        config: the settings.
-        steps: training steps in an epoch, such as `len(train)`.
-    """
-    pretrained = bool(pretrained_weights(model).layers)
-    rate: Any = config.learning_rate if pretrained else config.scratch_learning_rate
-    if config.schedule == "cosine":
-        total = steps * max(1, config.epochs)
-        warmup = max(1, round(WARMUP_SHARE * total))
-        rate = keras.optimizers.schedules.CosineDecay(
-            initial_learning_rate=rate / 100,
-            warmup_target=rate,
-            warmup_steps=warmup,
-            decay_steps=max(1, total - warmup),
-            alpha=0.01,
-        )
-    with model.distribute_strategy.scope():
-        return keras.optimizers.Adam(rate)
 
 
 def compute_features(

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import pandas as pd
 
-from skinlesion.config import Config, find_differences
+from skinlesion.config import Config, Split
 from skinlesion.data.ham10000 import dataset_fingerprint, find_dataset, is_sample, load_metadata
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import make_split, read_split
@@ -23,12 +23,15 @@ from skinlesion.model.resnet50 import (
     build_classifier,
     build_model,
     find_part,
-    make_optimizer,
     pretrained_weights,
     top_stage_of,
 )
 from skinlesion.model.run import ModelInfo, Run
 from skinlesion.model.settings import find_other_settings, require_same_run, settle_config
+
+WARMUP_SHARE = 0.1
+"""Share of training in which the cosine schedule rises to its rate: Goyal et al., arXiv:1706.02677,
+warm up over the first 5 of 90 epochs; short runs need a larger share for the same effect."""
 
 
 def train(
@@ -56,11 +59,11 @@ def train(
         FloatingPointError: the loss is no longer a number.
     """
     run = run if isinstance(run, Run) else Run(run)
-    if run.is_finished and not (data or splits or find_differences(run.config, config)):
+    if run.is_finished and not (data or splits or find_other_settings(run, config)):
         say(f"train: {run} is finished already with these settings")
         return run
     data = find_dataset(data or run.dataset)
-    split = _choose_split(data, run, config, splits)
+    split = _choose_split(data, run, splits, kind=config.split, seed=config.seed)
     if run.is_begun:
         require_same_run(run, data, split, config)
     if run.is_finished:
@@ -87,13 +90,25 @@ def compile_model(model: keras.Sequential, config: Config, *, steps: int) -> Non
     """Compile a model with Adam, cross-entropy and accuracy.
 
     Args:
-        model: from `build_model`.
+        model: from `build_model`; its pretrained weights decide which of the two rates is used.
         config: the settings.
         steps: training steps in an epoch, such as `len(train)`.
     """
+    pretrained = bool(pretrained_weights(model).layers)
+    rate: Any = config.learning_rate if pretrained else config.scratch_learning_rate
+    if config.schedule == "cosine":
+        total = steps * max(1, config.epochs)
+        warmup = max(1, round(WARMUP_SHARE * total))
+        rate = keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=rate / 100,
+            warmup_target=rate,
+            warmup_steps=warmup,
+            decay_steps=max(1, total - warmup),
+            alpha=0.01,
+        )
     with model.distribute_strategy.scope():
         model.compile(
-            optimizer=make_optimizer(model, config, steps=steps),
+            optimizer=keras.optimizers.Adam(rate),
             loss="sparse_categorical_crossentropy",
             metrics=["accuracy"],
             weighted_metrics=[],
@@ -139,15 +154,14 @@ def begin_run(
     if run.is_begun:
         return
     write_csv(run.splits_path, split)
-    write_json(run.folder / "config.json", _describe(model, data, config))
+    settings = {"config": config.model_dump(), "seed": config.seed}
+    write_json(run.folder / "config.json", settings | _describe(model, data))
 
 
-def _describe(model: keras.Sequential, data: Path, config: Config) -> dict[str, Any]:
-    """What `config.json` holds."""
+def _describe(model: keras.Sequential, data: Path) -> dict[str, Any]:
+    """What `config.json` holds beside the settings."""
     table, pretrained = load_metadata(data), pretrained_weights(model)
     return {
-        "config": config.model_dump(),
-        "seed": config.seed,
         "weights": {
             "source": pretrained.source,
             "loaded_layers": len(pretrained.layers),
@@ -236,10 +250,11 @@ def find_trained_run(
     return found
 
 
-def _choose_split(data: Path, run: Run, config: Config, splits: Path | None) -> pd.DataFrame:
+def _choose_split(
+    data: Path, run: Run, splits: Path | None, *, kind: Split, seed: int
+) -> pd.DataFrame:
     if splits:
         return read_split(splits)
     if run.is_begun:
         return run.split
-    table = load_metadata(data)
-    return make_split(table, config.split, seed=config.seed, pairs=read_near_duplicates())
+    return make_split(load_metadata(data), kind, seed=seed, pairs=read_near_duplicates())
