@@ -173,7 +173,7 @@ class TestLibraries:
     def test_temperature_scaling_equals_scikit_learn(self, temperature):
         from sklearn.frozen import FrozenEstimator
 
-        y_true, y_prob = simulate(5000, temperature=temperature, seed=5)
+        y_true, y_prob = simulate(20_000, temperature=temperature, seed=5)
         other = CalibratedClassifierCV(FrozenEstimator(Given()), method="temperature")
         expected = other.fit(y_prob, y_true).predict_proba(y_prob)
         calibrated = apply_temperature(y_prob, fit_temperature(y_true, y_prob))

@@ -135,9 +135,12 @@ class TestEvaluate:
         with pytest.raises(InputError, match="does not hold the images to evaluate: missing ISIC_"):
             evaluate(evaluated, data=sample)
 
-    def test_the_sample_is_called_synthetic(self, run_copy, sample, capsys):
+    def test_the_terminal_gets_a_few_lines_with_what_limits_them(self, run_copy, sample, capsys):
         evaluate(run_copy, data=sample)
-        assert SYNTHETIC_NOTE in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert len(said.splitlines()) <= 12
+        assert SYNTHETIC_NOTE in said
+        assert "these thresholds are uncertain" in said
 
     def test_a_bundle_in_its_run_is_as_good_as_the_run(self, evaluated, sample):
         before = (evaluated / "predictions_test.csv").read_bytes()
@@ -290,7 +293,7 @@ class TestTogether:
     def test_folds_predict_each_image_by_the_model_that_has_not_seen_it(
         self, sample, tmp_path, capsys
     ):
-        config = make_config("default", image_size=(32, 48), weights="none", epochs=1, limit=14)
+        config = make_config("default", **TINY, epochs=1, limit=14)
         runs = []
         for fold in (1, 2):
             splits = tmp_path / f"{fold}.csv"
@@ -306,12 +309,11 @@ class TestTogether:
         assert np.allclose(ours, calibrated(runs[0], list(paths)), atol=1e-5)
 
         # A model must not predict what it was trained on.
-        partly = tmp_path / "partly.csv"
-        split = read_split(runs[0] / "splits.csv")
+        other = Path(shutil.copytree(runs[0], tmp_path / "other"))
+        split = read_split(other / "splits.csv")
         first = split.index[split["split"] == "test"][0]
         split.loc[first, "split"] = "train"
-        split.to_csv(partly, index=False)
-        other = train_calibrated(sample, tmp_path / "other", config, splits=partly)
+        split.to_csv(other / "splits.csv", index=False)
         with pytest.raises(InputError, match="some test images in common"):
             evaluate_together([runs[0], other], tmp_path / "out2", data=sample)
 

@@ -206,6 +206,14 @@ class TestFigures:
         coverage = format_figure(found["prediction_sets"]["coverage"])
         assert f"true class of 0.90 of the images. They hold that of {coverage}" in card
 
+    @pytest.mark.parametrize("malignant", [29, 30])
+    def test_thresholds_from_few_malignant_images_are_called_uncertain(self, real_run, malignant):
+        found = read_metrics(real_run)["calibration"] | {"validation_malignant": malignant}
+        change(real_run / "evaluation" / "metrics.json", calibration=found)
+        card = make_card(real_run)
+        assert f"validation images, {malignant} of them malignant" in card
+        assert ("few: the thresholds are uncertain" in card) == (malignant < 30)
+
     def test_without_a_threshold(self, real_run):
         found = read_metrics(real_run)["calibration"]
         found["operating_points"][0]["threshold"] = None

@@ -161,6 +161,7 @@ def evaluate_together(
             is tested on.
     """
     found = _find_runs(runs)
+    is_ensemble = _have_same_test_images(found)
     table = load_metadata(find_dataset(data or found[0].dataset))
     parts, members, calibrated = [], {}, []
     for run in found:
@@ -171,20 +172,14 @@ def evaluate_together(
         parts.append(rows)
         members[str(run)] = y_prob
         calibrated.append(apply_temperature(y_prob, load_calibration(run).temperature))
-    tested = [set(rows["image_id"]) for rows in parts]
-    if all(ids == tested[0] for ids in tested):
+    if is_ensemble:
         rows, y_prob = parts[0], np.mean(calibrated, axis=0)
-        variants, kind = members | {"ensemble": y_prob}, "an ensemble"
-    elif all(not one & other for one, other in combinations(tested, 2)):
-        rows, y_prob = pd.concat(parts, ignore_index=True), np.concatenate(calibrated)
-        variants, kind = {}, "folds"
+        variants = members | {"ensemble": y_prob}
     else:
-        raise InputError(
-            "the runs have some test images in common: train them on one split, or on the folds of "
-            "one (split --fold K/N)"
-        )
+        rows, y_prob = pd.concat(parts, ignore_index=True), np.concatenate(calibrated)
+        variants = {}
     write_isic(out / "predictions.csv", list(rows["image_id"]), y_prob)
-    say(f"evaluate: {len(found)} runs as {kind}")
+    say(f"evaluate: {len(found)} runs as {'an ensemble' if is_ensemble else 'folds'}")
     synthetic = any(run.synthetic for run in found)
     metrics = write_report(out, rows, y_prob, variants=variants, synthetic=synthetic)
     _say_results(metrics, out)
@@ -235,6 +230,19 @@ def _find_runs(runs: Sequence[Path]) -> list[Run]:
     if doubled:
         raise InputError(f"a run is given more than once: {name_some(doubled)}")
     return found
+
+
+def _have_same_test_images(runs: Sequence[Run]) -> bool:
+    """Whether all test images are the same; False if none is the same for two runs."""
+    tested = [set(run.rows("test")["image_id"]) for run in runs]
+    if all(ids == tested[0] for ids in tested):
+        return True
+    if any(one & other for one, other in combinations(tested, 2)):
+        raise InputError(
+            "the runs have some test images in common: train them on one split, or on the folds of "
+            "one (split --fold K/N)"
+        )
+    return False
 
 
 def _keep_predictions(run: Run, rows: pd.DataFrame, y_prob: np.ndarray) -> np.ndarray:

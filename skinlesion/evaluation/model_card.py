@@ -19,11 +19,10 @@ from skinlesion.data.split import SPLITS
 from skinlesion.diagnoses import DIAGNOSES, DISCLAIMER, LABEL_OF, SYNTHETIC_NOTE
 from skinlesion.evaluation.calibration import FEW_MALIGNANT
 from skinlesion.evaluation.metrics import MALIGNANT, format_figure
+from skinlesion.evaluation.report import ATTRIBUTES, SHOWN_FROM
 from skinlesion.files import InputError, name_some
 from skinlesion.model.run import Run
 
-SHOWN_FROM = 20
-"""Test images that a subgroup needs to be in the card; `subgroups.csv` has all."""
 LEAST_CASES = 10
 """Images of a kind that a subgroup needs for a figure about that kind to be shown."""
 OVERALL = {
@@ -40,7 +39,6 @@ OVERALL = {
 """Figures that are shown, and what they are called; `metrics.csv` has all."""
 HUB_METRICS = {"balanced_accuracy": "balanced_accuracy", "macro_f1": "f1", "macro_auc": "roc_auc"}
 """Figures that the header gives, and what the Hub calls such metrics."""
-ATTRIBUTES = {"sex": "sex", "age": "age", "localization": "site", "dx_type": "diagnosed by"}
 OOD = (
     "`predict` and the demo flag images that are farther from the training images than 95 % of the "
     "validation images are"

@@ -28,7 +28,9 @@ from skinlesion.evaluation.metrics import (
 from skinlesion.files import write_csv, write_json
 
 SHOWN_FROM = 20
-"""Images that a subgroup needs to be drawn; `subgroups.csv` has all."""
+"""Test images that a subgroup needs to be shown; `subgroups.csv` has all."""
+ATTRIBUTES = {"sex": "sex", "age": "age", "localization": "site", "dx_type": "diagnosed by"}
+"""Columns of the metadata with subgroups, and what readers see."""
 OVERALL = {
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
@@ -219,7 +221,7 @@ def _report_subgroups(
     least = min(SHOWN_FROM, shown["images"].max())
     shown = shown[shown["images"] >= least]
     labels = (
-        shown["attribute"].str.replace("localization", "site")
+        shown["attribute"].map(ATTRIBUTES)
         + ": "
         + shown["subgroup"]
         + shown["images"].map(" ({:,} images, ".format)
