@@ -43,13 +43,16 @@ def main() -> None:
     if not arguments.no_serve and is_taken(arguments.port):
         parser.error(f"port {arguments.port} is in use or not allowed: name another with --port")
     python = prepare_environment()
+    options: list[str | Path] = []
     if arguments.data:
         data, work, settings = arguments.data.resolve(), Path("outputs/ham10000"), {}
     else:
+        # Photographs of ImageNet have nothing to teach about drawings.
+        options = ['--set=weights="none"']
         data, work, settings = Path("outputs/sample"), Path("outputs/sample_run"), SAMPLE_SETTINGS
         run(python, "-m", "skinlesion", "sample", data)
     settings = settings | arguments.settings
-    options = ["--data", data, "--work", work]
+    options += ["--data", data, "--work", work]
     options += [f"--set=settings={json.dumps(settings)}", f'--set=recipe="{arguments.recipe}"']
     run(python, "scripts/run_notebooks.py", *options)
     run_folder = work / "runs" / arguments.recipe
