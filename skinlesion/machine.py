@@ -76,8 +76,7 @@ def default_work_dir() -> Path:
 
 def default_images_dir(work: Path) -> Path:
     """Return the folder for copied images: in `work`, unless every file there is saved online."""
-    work = work.absolute()
-    is_saved = work.is_relative_to(KAGGLE_WORKING) or work.is_relative_to(COLAB_DRIVE)
+    is_saved = any(map(work.absolute().is_relative_to, (KAGGLE_WORKING, COLAB_DRIVE)))
     return (default_cache_dir() if is_saved else work) / "images"
 
 
