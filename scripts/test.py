@@ -12,6 +12,7 @@ depends on them. Each run ends with its ten slowest tests.
 import argparse
 
 from environment import (
+    ROOT,
     STACKS,
     PythonMissingError,
     prepare_browser,
@@ -42,8 +43,12 @@ NOT_ON = {
 }
 """Notebook tests of other platforms, which a stack leaves out."""
 
+SLOW = ("platforms", "train", "notebooks", "resume", "app", "evaluate", "cli")
+"""The files that take longest: they start first, so that both processes end together."""
+
 # The tests of a file share fixtures, so one process runs all of them.
-PYTEST = ("pytest", "--numprocesses=2", "--dist=loadfile", "--durations=10", "--durations-min=1")
+PYTEST = ("pytest", "--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder")
+DURATIONS = ("--durations=10", "--durations-min=1")
 
 
 def main() -> None:
@@ -59,7 +64,8 @@ def main() -> None:
     except PythonMissingError as error:
         print(f"stack {stack}: skipped: {error}", flush=True)
         return
-    chosen: list[str] = []
+    chosen = sorted(path.stem.removeprefix("test_") for path in ROOT.glob("tests/test_*.py"))
+    options: list[str] = []
     if stack == "newest":
         prepare_scorer()
         prepare_browser()
@@ -69,10 +75,11 @@ def main() -> None:
     else:
         names, others = ", ".join(ON_OTHER_STACKS), " and ".join(NOT_ON[stack])
         print(f"stack {stack}: only tests of {names}; of the platforms, {others}", flush=True)
-        files = [f"tests/test_{name}.py" for name in ON_OTHER_STACKS]
-        chosen = [*files, "-k", others]
+        chosen, options = list(ON_OTHER_STACKS), ["-k", others]
+    slow_first = [name for name in SLOW if name in chosen] + [n for n in chosen if n not in SLOW]
+    files = [f"tests/test_{name}.py" for name in slow_first]
     variables = {"TF_CPP_MIN_LOG_LEVEL": "2", "SKINLESION_STACK": stack}
-    run(python, "-m", *PYTEST, *(given or chosen), **variables)
+    run(python, "-m", *PYTEST, *DURATIONS, *(given or [*files, *options]), **variables)
 
 
 if __name__ == "__main__":
