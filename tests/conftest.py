@@ -9,6 +9,8 @@ from typing import Any
 # Before TensorFlow is imported: no log lines between the tests' own.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Nobody watches progress bars, whatever a test has imported.
+os.environ["SKINLESION_UNATTENDED"] = "1"
 
 import h5py
 import keras
@@ -46,7 +48,6 @@ def only_named_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test takes its dataset or weights from the environment unless it says so."""
     monkeypatch.delenv("HAM10000_DIR", raising=False)
     monkeypatch.delenv("SKINLESION_WEIGHTS", raising=False)
-    monkeypatch.setenv("SKINLESION_UNATTENDED", "1")
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,14 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
+
+from skinlesion.cli import main
+from skinlesion.data import synthetic
 
 COMMANDS = [
     "sample",
@@ -180,11 +182,10 @@ def test_debug_shows_the_traceback(arguments):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this machine has no named pipes")
-def test_an_interrupt_is_status_130(flat_data, tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    command = [sys.executable, "-m", "skinlesion", "audit", tmp_path / "pipe", "--data", flat_data]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        with (tmp_path / "pipe").open("w"):  # waits until the command reads
-            process.send_signal(signal.SIGINT)
-            assert process.wait() == 130
-        assert process.stderr.read() == "interrupted\n"
+def test_an_interrupt_is_status_130(tmp_path, monkeypatch, capsys):
+    def interrupt(out, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(synthetic, "make_sample", interrupt)
+    assert main(["sample", str(tmp_path / "sample")]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -288,7 +288,7 @@ class TestTraining:
 
     def test_names_the_epoch_seed_versions_and_commit(self, real_run):
         history = pd.read_csv(real_run / "history.csv")
-        worse = history.assign(epoch=1, val_loss=history["val_loss"] + 1)
+        worse = history.assign(epoch=2, val_loss=history["val_loss"] + 1)
         pd.concat([history, worse]).to_csv(real_run / "history.csv", index=False)
         config = json.loads((real_run / "config.json").read_text())["config"] | {"limit": 1400}
         change(real_run / "config.json", commit="0123abc", config=config)

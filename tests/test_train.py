@@ -130,6 +130,15 @@ class TestFit:
         loss = model.evaluate(random_batches(16, 2), verbose=0, return_dict=True)["loss"]
         assert loss == pytest.approx(history["val_loss"].min(), rel=1e-3)
 
+    def test_a_watched_training_shows_keras_progress_bar(
+        self, sample, tmp_path, monkeypatch, capsys
+    ):
+        """As in a live notebook; the bar takes the mean of all that is in the logs."""
+        monkeypatch.setattr("skinlesion.model.train.is_watched", lambda: True)
+        run = train(sample, tmp_path / "run", tiny(epochs=1, limit=14))
+        assert run.is_finished
+        assert "val_loss" in capsys.readouterr().out
+
     def test_on_one_gpu_keras_would_choose_xla(self):
         """It has no kernel for rotation."""
         model = build_model(tiny())

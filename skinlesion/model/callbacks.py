@@ -28,8 +28,8 @@ def make_callbacks(
 ) -> list[keras.callbacks.Callback]:
     """Make the callbacks of a training run.
 
-    Keras calls them in this order: `Resume` sees the state of those before it, and the history
-    file is opened after `Resume` has brought it up to date.
+    Keras calls them in this order: `Resume` sees the state of those before it. `Resume` also writes
+    the history, because Keras' `CSVLogger` repeats or loses a row after an interruption.
 
     Args:
         run: the run that was begun; gets `history.csv`, `checkpoints/` and `tensorboard/`.
@@ -54,13 +54,12 @@ def make_callbacks(
         Progress(config.batch_size),
         *watchers,
         Resume(run, config.seed, watchers, limit),
-        keras.callbacks.CSVLogger(run.history_path, append=True),
         limit,
     ]
 
 
 class Progress(keras.callbacks.Callback):
-    """Adds speed, learning rate and phase to the logs, and prints a line an epoch.
+    """Adds speed and learning rate to the logs, and prints a line an epoch.
 
     After a few steps of the first epoch, it prints how long the whole run may take.
 
@@ -91,8 +90,6 @@ class Progress(keras.callbacks.Callback):
         """Complete the logs and print them."""
         assert logs is not None
         images = self.params["steps"] * self.batch_size
-        pretrained = bool(pretrained_weights(self.model).layers)
-        logs["phase"] = "fine_tuning" if pretrained else "from_scratch"
         rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
         logs["learning_rate"] = float(rate)
         logs["images_per_second"] = round(images / (self.trained - self.started), 2)
@@ -170,9 +167,9 @@ class Resume(keras.callbacks.Callback):
             return
         state = read_state(self.checkpoints)
         self.rows = state["rows"] if state else []
-        self._write_history()
         if state is None:
             return
+        self._write_history()  # it may lack the last row
         epoch = len(self.rows)
         with np.load(self.checkpoints / f"epoch_{epoch:04}.npz") as arrays:
             variables = [*self.model.variables, *self.model.optimizer.variables]
@@ -200,8 +197,12 @@ class Resume(keras.callbacks.Callback):
         numbers = [value for value in logs.values() if isinstance(value, float)]
         if not all(map(math.isfinite, numbers)):
             raise FloatingPointError("the loss is no longer a number: lower the learning rate")
-        self.rows.append({"epoch": epoch} | logs)
+        # Not in the logs, of which Keras' progress bar takes the mean.
+        pretrained = bool(pretrained_weights(self.model).layers)
+        phase = "fine_tuning" if pretrained else "from_scratch"
+        self.rows.append({"epoch": epoch + 1, "phase": phase} | logs)
         self._save(epoch)
+        self._write_history()
 
     def _save(self, epoch: int) -> None:
         stopping = self.watchers[0]
@@ -228,13 +229,7 @@ class Resume(keras.callbacks.Callback):
                 path.unlink()
 
     def _write_history(self) -> None:
-        """Write the finished epochs in the columns of CSVLogger, which appends to them."""
-        table = pd.DataFrame(self.rows)
-        if self.rows:
-            columns = ["epoch", *sorted(set(table.columns) - {"epoch"})]
-            write_csv(self.run.history_path, table[columns])
-        else:
-            self.run.history_path.unlink(missing_ok=True)
+        write_csv(self.run.history_path, pd.DataFrame(self.rows))
 
 
 def read_state(checkpoints: Path) -> Logs | None:

@@ -156,10 +156,7 @@ class Run:
     @property
     def history(self) -> pd.DataFrame:
         """A row an epoch, numbered from 1; without rows where no epoch was trained."""
-        if not self.history_path.is_file() or not self.history_path.stat().st_size:
-            return pd.DataFrame()
-        table = pd.read_csv(self.history_path)
-        return table.assign(epoch=table["epoch"] + 1)
+        return pd.read_csv(self.history_path) if self.history_path.is_file() else pd.DataFrame()
 
     @property
     def metrics(self) -> dict[str, Any] | None:
