@@ -28,7 +28,7 @@ def photograph(browser: Browser, url: str, path: Path, **options: Any) -> None:
     page.goto(url)
     page.get_by_role("button", name=EXAMPLE, exact=True).click()
     page.get_by_text("(Grad-CAM)").wait_for()
-    page.wait_for_load_state("networkidle")
+    page.wait_for_function("[...document.images].every((image) => image.complete)")
     page.mouse.move(0, 0)
     page.screenshot(path=path, full_page=True)
     context.close()
