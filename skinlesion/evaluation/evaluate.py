@@ -212,7 +212,7 @@ def score(
     if metadata is None:
         say("score: without --metadata, every image counts as a lesion of its own")
     metrics = write_report(out, rows, y_prob)
-    _say_results(metrics, out)
+    _say_results(metrics, out, step="score")
     return metrics
 
 
@@ -273,9 +273,9 @@ def _predict_test(run: Run, rows: pd.DataFrame, *, tta: bool) -> np.ndarray:
     return _keep_predictions(run, rows, y_prob)
 
 
-def _say_results(metrics: dict[str, Any], out: Path) -> None:
+def _say_results(metrics: dict[str, Any], out: Path, *, step: str = "evaluate") -> None:
     say(describe_metrics(metrics))
-    say(f"evaluate: figures and tables in {out}")
+    say(f"{step}: figures and tables in {out}")
 
 
 def _warn_of_leak(run: Run, rows: pd.DataFrame) -> None:
