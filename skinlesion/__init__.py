@@ -44,7 +44,7 @@ _HOMES = {
     "model.datasets": ("make_datasets",),
     "model.linear_probe": ("fit_linear_probe",),
     "model.callbacks": ("make_callbacks",),
-    "model.settings": ("choose_config",),
+    "model.run_settings": ("choose_config",),
     "model.train": (
         "begin_run",
         "compile_model",

@@ -9,10 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from skinlesion.diagnoses import DISCLAIMER
-from skinlesion.files import InputError, write_csv
-from skinlesion.machine import default_weights
-from skinlesion.options import (
+from skinlesion.cli_options import (
     Data,
     Format,
     Metadata,
@@ -30,6 +27,9 @@ from skinlesion.options import (
     parse_login,
     parse_setting,
 )
+from skinlesion.diagnoses import DISCLAIMER
+from skinlesion.files import InputError, write_csv
+from skinlesion.machine import default_weights
 
 FAILURE, BAD_INPUT, INTERRUPTED = 1, 2, 130
 PROGRAM = "python -m skinlesion"
@@ -219,7 +219,7 @@ def train(
     given |= dict(parse_setting(setting) for setting in settings or ())
     from skinlesion.evaluation.calibration import calibrate
     from skinlesion.model.run import Run
-    from skinlesion.model.settings import choose_config
+    from skinlesion.model.run_settings import choose_config
 
     config = choose_config(Run(run), recipe, **given)  # refuses mistakes before TensorFlow loads
     from skinlesion.model.train import train

@@ -12,7 +12,7 @@ from conftest import TINY
 from skinlesion.config import make_config
 from skinlesion.data.ham10000 import load_metadata
 from skinlesion.data.images import load_images
-from skinlesion.data.isic import read_isic, write_isic
+from skinlesion.data.isic_csv import read_isic, write_isic
 from skinlesion.data.split import read_split, write_split
 from skinlesion.diagnoses import CLASS_CODES, LABEL_OF, SYNTHETIC_NOTE
 from skinlesion.evaluation.calibration import apply_temperature, calibrate, load_calibration

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skinlesion.data.isic import write_isic
+from skinlesion.data.isic_csv import write_isic
 from skinlesion.diagnoses import CLASS_CODES
 from skinlesion.evaluation.evaluate import score
 

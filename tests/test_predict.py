@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from skinlesion.data.images import ENDINGS
-from skinlesion.data.isic import read_isic
+from skinlesion.data.isic_csv import read_isic
 from skinlesion.demo.predict import (
     SHOWN_SIZE,
     CalibratedPredictor,

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from skinlesion.demo import page
+from skinlesion.demo import html
 from skinlesion.demo.result import (
     TABLE_COLUMNS,
     Failure,
@@ -105,7 +105,7 @@ def test_without_a_threshold_nothing_is_called_malignant():
     assert result.headline == "Most probable: melanoma"
     assert "no threshold for malignancy" in result.sentence
     assert "uncertain" not in result.sentence
-    assert "benign" not in page.render_result(result).split("<table>")[0]
+    assert "benign" not in html.render_result(result).split("<table>")[0]
 
 
 def test_values_are_ready_for_json():
@@ -125,7 +125,7 @@ def test_the_table_has_a_row_for_each_file():
     assert table.loc[0, "p_mel"] == 0.6
     assert table.loc[0, "prediction_set"] == "mel nv"
     assert table.loc[1, "prediction"] == ""
-    shown = page.make_short_table([MELANOMA, Failure("notes.jpg", "notes.jpg: cannot be read")])
+    shown = html.make_short_table([MELANOMA, Failure("notes.jpg", "notes.jpg: cannot be read")])
     assert list(shown["Result"]) == ["Predicted malignant", "notes.jpg: cannot be read"]
     assert shown.loc[1, "Malignant"] == ""
 
@@ -139,36 +139,36 @@ def test_percentages_are_0_or_100_only_if_the_share_is(share, shown):
 
 
 def test_html_shows_the_headline_the_diagnoses_and_the_notice():
-    html = page.render_result(MELANOMA)
-    assert "Predicted malignant" in html
-    assert html.count("<tr class=") == 7
-    assert html.count("aria-label='yes'") == 2
-    assert "sensitivity 0.940 (0.900 to 0.970)" in html
-    assert DISCLAIMER in html
-    assert "<details>" not in html
+    shown = html.render_result(MELANOMA)
+    assert "Predicted malignant" in shown
+    assert shown.count("<tr class=") == 7
+    assert shown.count("aria-label='yes'") == 2
+    assert "sensitivity 0.940 (0.900 to 0.970)" in shown
+    assert DISCLAIMER in shown
+    assert "<details>" not in shown
 
 
 def test_html_hides_the_diagnoses_of_an_image_out_of_distribution():
-    html = page.render_result(OUTSIDE)
-    assert html.index(OUTSIDE.headline) < html.index("<details>") < html.index("<table>")
-    assert "Predicted malignant" not in html
+    shown = html.render_result(OUTSIDE)
+    assert shown.index(OUTSIDE.headline) < shown.index("<details>") < shown.index("<table>")
+    assert "Predicted malignant" not in shown
 
 
 def test_html_names_every_problem():
-    html = page.render_result(dataclasses.replace(MELANOMA, problems=tuple(page.PROBLEMS)))
-    for words in page.PROBLEMS.values():
-        assert words in html
+    shown = html.render_result(dataclasses.replace(MELANOMA, problems=tuple(html.PROBLEMS)))
+    for words in html.PROBLEMS.values():
+        assert words in shown
 
 
 def test_text_from_outside_is_escaped():
-    html = page.render_failure("<script>alert(1)</script>")
-    assert "<script>" not in html
-    assert "&lt;script&gt;" in html
+    shown = html.render_failure("<script>alert(1)</script>")
+    assert "<script>" not in shown
+    assert "&lt;script&gt;" in shown
 
 
 def test_html_is_well_formed():
     for result in (MELANOMA, dataclasses.replace(OUTSIDE, problems=("dark",))):
-        html = page.render_result(result)
+        shown = html.render_result(result)
         for tag in ("section", "table", "tr", "td", "th", "details", "div", "ul", "li", "p"):
-            opened = len(re.findall(rf"<{tag}[ >]", html))
-            assert opened == html.count(f"</{tag}>"), tag
+            opened = len(re.findall(rf"<{tag}[ >]", shown))
+            assert opened == shown.count(f"</{tag}>"), tag

@@ -21,7 +21,7 @@ from skinlesion.files import InputError
 from skinlesion.model import callbacks
 from skinlesion.model.resnet50 import WEIGHTS_URL
 from skinlesion.model.run import Run
-from skinlesion.model.settings import choose_config, require_same_run
+from skinlesion.model.run_settings import choose_config, require_same_run
 from skinlesion.model.train import find_trained_run, train
 
 

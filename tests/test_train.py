@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from skinlesion.config import make_config
 from skinlesion.data.ham10000 import list_images
-from skinlesion.data.isic import read_isic
+from skinlesion.data.isic_csv import read_isic
 from skinlesion.data.split import read_split, write_split
 from skinlesion.diagnoses import SYNTHETIC_NOTE
 from skinlesion.evaluation.calibration import calibrate

@@ -13,8 +13,11 @@ from gradio.processing_utils import save_bytes_to_cache
 from packaging.version import Version
 from PIL import Image
 
-from skinlesion.demo import page
-from skinlesion.demo.components import (
+from skinlesion.demo import html
+from skinlesion.demo.content import Content, load_content
+from skinlesion.demo.predict import CalibratedPredictor, Prediction
+from skinlesion.demo.result import make_table
+from skinlesion.demo.uploads import (
     buttons,
     make_files,
     make_gallery,
@@ -24,9 +27,6 @@ from skinlesion.demo.components import (
     require_uploaded,
     supported,
 )
-from skinlesion.demo.content import Content, load_content
-from skinlesion.demo.predict import CalibratedPredictor, Prediction
-from skinlesion.demo.result import make_table
 from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, DISCLAIMER, SYNTHETIC_NOTE
 from skinlesion.files import InputError
 from skinlesion.machine import find_platform, is_watched, say
@@ -91,16 +91,16 @@ def _add_single(content: Content) -> None:
         """Yield the result first, then the heat map, which takes longer."""
         hidden = gr.update(value=None, visible=False)
         if image is None:
-            yield page.render_nothing(), hidden, None
+            yield html.render_nothing(), hidden, None
         elif image == last:  # Gradio 5.50 reports each upload twice
             yield gr.skip(), gr.skip(), gr.skip()
         else:
             try:
                 prediction = model.predict_file(image, maps=True)
             except InputError as error:
-                yield page.render_failure(str(error)), hidden, image
+                yield html.render_failure(str(error)), hidden, image
                 return
-            yield page.render_result(prediction.result), hidden, image
+            yield html.render_result(prediction.result), hidden, image
             if prediction.result.is_in_distribution:
                 heat = gr.update(value=model.explain(prediction), visible=True)
                 yield gr.skip(), heat, gr.skip()
@@ -113,7 +113,7 @@ def _add_single(content: Content) -> None:
             image = make_upload("Dermatoscopic image")
             gr.Markdown(ABOUT)
         with gr.Column():
-            result = gr.HTML(page.render_nothing())
+            result = gr.HTML(html.render_nothing())
         with gr.Column():
             heat = gr.Image(
                 label="Regions that support the most probable diagnosis (Grad-CAM)",
@@ -152,7 +152,7 @@ def _add_several(model: CalibratedPredictor) -> None:
                 results.append(one)
         content = make_table(results).to_csv(index=False).encode()
         csv = save_bytes_to_cache(content, "predictions.csv", download.GRADIO_CACHE)
-        return page.make_short_table(results), thumbnails, gr.update(value=csv, visible=True)
+        return html.make_short_table(results), thumbnails, gr.update(value=csv, visible=True)
 
     files = make_files(f"Dermatoscopic images (up to {MAX_FILES})", height=180)
     download = gr.DownloadButton("Download the table (CSV)", visible=False)
@@ -334,7 +334,7 @@ def _style(function: Any) -> dict[str, Any]:
     options = {
         # System fonts, so that nothing is fetched from elsewhere.
         "theme": gr.themes.Default(primary_hue="teal", font=system, font_mono=["monospace"]),
-        "css": page.CSS,
+        "css": html.CSS,
     }
     return supported(function, options)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from skinlesion.data.ham10000 import list_images
 from skinlesion.data.images import ENDINGS, RESAMPLING, list_image_files, open_upright
-from skinlesion.data.isic import write_isic
+from skinlesion.data.isic_csv import write_isic
 from skinlesion.demo.result import (
     Failure,
     RankedDiagnosis,

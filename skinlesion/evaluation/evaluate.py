@@ -18,7 +18,7 @@ from skinlesion.data.ham10000 import (
     load_metadata,
     read_metadata,
 )
-from skinlesion.data.isic import read_isic_for, read_truth, write_isic
+from skinlesion.data.isic_csv import read_isic_for, read_truth, write_isic
 from skinlesion.data.split import join_split
 from skinlesion.diagnoses import CLASS_CODES, LABEL_OF
 from skinlesion.evaluation.bootstrap import compute_share, draw_weights

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from skinlesion.config import Config, Resize, read_config
 from skinlesion.data.ham10000 import METADATA_NAME, dataset_fingerprint
-from skinlesion.data.isic import read_isic_for, write_isic
+from skinlesion.data.isic_csv import read_isic_for, write_isic
 from skinlesion.data.split import read_split
 from skinlesion.diagnoses import CLASS_CODES, LABEL_OF
 from skinlesion.files import InputError, read_json, write_folder_atomically, write_json

@@ -27,7 +27,7 @@ from skinlesion.model.resnet50 import (
     top_stage_of,
 )
 from skinlesion.model.run import ModelInfo, Run
-from skinlesion.model.settings import find_other_settings, require_same_run, settle_config
+from skinlesion.model.run_settings import find_other_settings, require_same_run, settle_config
 
 WARMUP_SHARE = 0.1
 """Share of training in which the cosine schedule rises to its rate: Goyal et al., arXiv:1706.02677,

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skinlesion.data.isic import (
+from skinlesion.data.isic_csv import (
     read_isic,
     read_isic_for,
     read_truth,
