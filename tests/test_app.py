@@ -24,6 +24,7 @@ from PIL import Image
 
 from skinlesion.demo import app
 from skinlesion.demo.predict import SHOWN_SIZE, predict, predict_image
+from skinlesion.demo.uploads import require_few
 from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, DISCLAIMER, SYNTHETIC_NOTE
 from skinlesion.files import InputError, read_json
 
@@ -178,7 +179,7 @@ def test_several_files_give_the_answers_of_each_and_name_what_is_no_image(
 
 def test_too_many_files_are_refused():
     with pytest.raises(InputError, match="201 files are too many"):
-        app.require_few(["some.jpg"] * 201)
+        require_few(["some.jpg"] * 201)
 
 
 def test_describe_gives_the_figures_of_the_run(client, evaluated_run):

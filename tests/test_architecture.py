@@ -47,7 +47,7 @@ ROOMS = {
         "ood",
         "quality",
         "calibration",
-        "decisions",
+        "decision_metrics",
         "gradcam",
         "plots",
         "examples",

@@ -19,7 +19,7 @@ from skinlesion.evaluation.calibration import (
     make_prediction_sets,
     sum_malignant,
 )
-from skinlesion.evaluation.decisions import (
+from skinlesion.evaluation.decision_metrics import (
     compute_calibration,
     compute_operating_point,
     compute_selective_prediction,

@@ -18,12 +18,15 @@ from skinlesion.demo.content import Content, load_content
 from skinlesion.demo.predict import CalibratedPredictor, Prediction
 from skinlesion.demo.result import make_table
 from skinlesion.demo.uploads import (
+    MAX_FILES,
+    MAX_UPLOAD,
     buttons,
     make_files,
     make_gallery,
     make_upload,
     or_error,
     private,
+    require_few,
     require_uploaded,
     supported,
 )
@@ -32,11 +35,8 @@ from skinlesion.files import InputError
 from skinlesion.machine import find_platform, is_watched, say
 from skinlesion.model.run import Run
 
-MAX_FILES = 200
-"""Images that the page predicts at a time. The command `predict` has no limit."""
 THUMBNAIL_SIZE = 200
 """Longest side, in pixels, of the pictures beside the table."""
-MAX_UPLOAD = "20mb"
 MAX_WAITING = 100
 """Requests of each kind that may wait. Further ones get the message that the queue is full."""
 KEPT = (60, 600)
@@ -302,16 +302,6 @@ def require_safe_gradio(purpose: str) -> None:
             f"{purpose} needs Gradio {SAFE_TO_SHARE} or newer, and this is {gr.__version__}, which "
             f'has known vulnerabilities: pip install "gradio>={SAFE_TO_SHARE}", then restart'
         )
-
-
-def require_few(paths: list[str]) -> list[str]:
-    """Return the same files. Raises `InputError` if they are more than `MAX_FILES`."""
-    if len(paths) > MAX_FILES:
-        raise InputError(
-            f"{len(paths)} files are too many, {MAX_FILES} at a time; for more: "
-            "python -m skinlesion predict --run RUN FOLDER --out predictions.csv"
-        )
-    return paths
 
 
 def _warm_up(model: CalibratedPredictor) -> None:

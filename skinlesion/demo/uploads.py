@@ -1,4 +1,4 @@
-"""Gradio components of the page: uploads that open uploaded files only, on Gradio 5.50 and 6."""
+"""Uploads and other components, on Gradio 5.50 and 6; only uploaded files are opened."""
 
 import inspect
 from collections.abc import Callable
@@ -11,6 +11,11 @@ import gradio as gr
 from skinlesion.files import InputError
 
 T = TypeVar("T")
+
+MAX_FILES = 200
+"""Images that the page predicts at a time. The command `predict` has no limit."""
+MAX_UPLOAD = "20mb"
+"""Largest file that the page accepts."""
 
 
 def make_upload(label: str) -> gr.Image:
@@ -81,6 +86,16 @@ def require_uploaded(path: str, component: gr.components.Component) -> str:
     if not Path(path).resolve().is_relative_to(Path(component.GRADIO_CACHE).resolve()):
         raise InputError("not an uploaded file: upload the image first")
     return path
+
+
+def require_few(paths: list[str]) -> list[str]:
+    """Return the same files. Raises `InputError` if they are more than `MAX_FILES`."""
+    if len(paths) > MAX_FILES:
+        raise InputError(
+            f"{len(paths)} files are too many, {MAX_FILES} at a time; for more: "
+            "python -m skinlesion predict --run RUN FOLDER --out predictions.csv"
+        )
+    return paths
 
 
 def or_error(compute: Callable[[], T]) -> T:

@@ -12,7 +12,7 @@ from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
 from skinlesion.evaluation import plots
 from skinlesion.evaluation.bootstrap import draw_weights
 from skinlesion.evaluation.calibration import FEW_MALIGNANT, Calibration, apply_temperature
-from skinlesion.evaluation.decisions import (
+from skinlesion.evaluation.decision_metrics import (
     compute_calibration,
     tabulate_operating_points,
     tabulate_prediction_sets,
