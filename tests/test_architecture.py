@@ -48,10 +48,11 @@ ROOMS = {
         "quality",
         "calibration",
         "decision_metrics",
-        "gradcam",
         "plots",
         "examples",
+        "gradcam",
         "report",
+        "score",
         "model_card",
         "evaluate",
         "compare",
@@ -133,6 +134,13 @@ def test_imports_are_light():
     command = [sys.executable, "-c", code]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True)
     assert not {"tensorflow", "keras", "gradio", "matplotlib"} & set(loaded.stdout.split())
+
+
+def test_figures_of_predictions_need_no_tensorflow():
+    code = "import sys, skinlesion.evaluation.score, skinlesion.evaluation.compare; "
+    command = [sys.executable, "-c", code + "print(*sys.modules)"]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert not {"tensorflow", "keras", "gradio"} & set(loaded.stdout.split())
 
 
 def test_the_help_needs_no_tables():

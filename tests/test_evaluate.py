@@ -21,8 +21,8 @@ from skinlesion.evaluation.evaluate import (
     evaluate,
     evaluate_external,
     evaluate_together,
-    score,
 )
+from skinlesion.evaluation.score import score
 from skinlesion.files import InputError
 from skinlesion.model.predictor import Predictor
 from skinlesion.model.run import Run

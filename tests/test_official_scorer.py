@@ -9,7 +9,7 @@ import pytest
 
 from skinlesion.data.isic_csv import write_isic
 from skinlesion.diagnoses import CLASS_CODES
-from skinlesion.evaluation.evaluate import score
+from skinlesion.evaluation.score import score
 
 SCORER = Path(__file__).parent.parent / ".venv-scorer" / "bin" / "isic-challenge-scoring"
 

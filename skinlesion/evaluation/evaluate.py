@@ -1,4 +1,4 @@
-"""The steps that evaluate: a run, an external test set, several runs, or a predictions file.
+"""The steps that evaluate: a run, an external test set, or several runs.
 
 Each reads files and writes files, and can be repeated. The test images of a run are predicted once.
 """
@@ -16,26 +16,22 @@ from skinlesion.data.ham10000 import (
     find_dataset,
     list_images,
     load_metadata,
-    read_metadata,
 )
-from skinlesion.data.isic_csv import read_isic_for, read_truth, write_isic
+from skinlesion.data.isic_csv import write_isic
 from skinlesion.data.split import join_split
-from skinlesion.diagnoses import CLASS_CODES, LABEL_OF
+from skinlesion.diagnoses import CLASS_CODES
 from skinlesion.evaluation.bootstrap import compute_share, draw_weights
 from skinlesion.evaluation.calibration import Calibration, apply_temperature, load_calibration
-from skinlesion.evaluation.examples import draw_explanations
-from skinlesion.evaluation.gradcam import compute_grad_cam, measure_heat
+from skinlesion.evaluation.gradcam import compute_grad_cam, draw_explanations, measure_heat
 from skinlesion.evaluation.model_card import make_model_card
 from skinlesion.evaluation.ood import is_in_distribution
 from skinlesion.evaluation.plots import plot_learning_curves
-from skinlesion.evaluation.report import describe_metrics, write_report
+from skinlesion.evaluation.report import write_report
+from skinlesion.evaluation.score import read_truth_rows, say_results
 from skinlesion.files import InputError, name_some, write_atomically
 from skinlesion.machine import say
 from skinlesion.model.predictor import Outputs, Predictor
 from skinlesion.model.run import Run
-
-SUM_TOLERANCE = 0.01
-"""How far a row of predictions may be from a sum of 1 before this is reported."""
 
 
 def evaluate(
@@ -86,7 +82,7 @@ def evaluate(
         },
     )
     _write_model_card(run)
-    _say_results(metrics, run.evaluation_dir)
+    say_results(metrics, run.evaluation_dir)
     return metrics
 
 
@@ -113,7 +109,7 @@ def evaluate_external(
         InputError: an image of the truth is missing, or the files do not fit each other.
     """
     found = _find_runs(runs)
-    rows = _read_truth_rows(truth, metadata)
+    rows = read_truth_rows(truth, metadata)
     paths = list_images(images)
     missing = sorted(set(rows["image_id"]) - set(paths))
     if missing:
@@ -137,7 +133,7 @@ def evaluate_external(
     write_isic(out / "predictions.csv", list(rows["image_id"]), y_prob)
     synthetic = any(run.synthetic for run in found)
     metrics = write_report(out, rows, y_prob, synthetic=synthetic, **options)
-    _say_results(metrics, out)
+    say_results(metrics, out)
     return metrics
 
 
@@ -182,37 +178,7 @@ def evaluate_together(
     say(f"evaluate: {len(found)} runs as {'an ensemble' if is_ensemble else 'folds'}")
     synthetic = any(run.synthetic for run in found)
     metrics = write_report(out, rows, y_prob, variants=variants, synthetic=synthetic)
-    _say_results(metrics, out)
-    return metrics
-
-
-def score(
-    predictions: Path, truth: Path, out: Path, *, metadata: Path | None = None
-) -> dict[str, Any]:
-    """Compute the figures of any predictions file; no model and no images are needed.
-
-    Args:
-        predictions: CSV file in ISIC form.
-        truth: the same form, one 1.0 in each row.
-        out: folder to fill.
-        metadata: CSV file with HAM10000's columns, for lesions and subgroups; without it every
-            image counts as a lesion of its own.
-
-    Raises:
-        InputError: rows that are missing, extra, doubled or out of range, by name.
-    """
-    rows = _read_truth_rows(truth, metadata)
-    y_prob = read_isic_for(predictions, list(rows["image_id"]))
-    others = int((np.abs(y_prob.sum(axis=1) - 1) > SUM_TOLERANCE).sum())
-    if others:
-        say(
-            f"score: {others:,} rows do not add up to 1; log loss, Brier score and calibration "
-            "error still take them as probabilities"
-        )
-    if metadata is None:
-        say("score: without --metadata, every image counts as a lesion of its own")
-    metrics = write_report(out, rows, y_prob)
-    _say_results(metrics, out, step="score")
+    say_results(metrics, out)
     return metrics
 
 
@@ -273,11 +239,6 @@ def _predict_test(run: Run, rows: pd.DataFrame, *, tta: bool) -> np.ndarray:
     return _keep_predictions(run, rows, y_prob)
 
 
-def _say_results(metrics: dict[str, Any], out: Path, *, step: str = "evaluate") -> None:
-    say(describe_metrics(metrics))
-    say(f"{step}: figures and tables in {out}")
-
-
 def _warn_of_leak(run: Run, rows: pd.DataFrame) -> None:
     """Report how many external test images the run was trained or chosen on."""
     if not run.has_split:
@@ -290,22 +251,6 @@ def _warn_of_leak(run: Run, rows: pd.DataFrame) -> None:
             f"evaluate: warning: {run} was trained or chosen on {seen:,} of these {len(rows):,} "
             "images: the figures are too optimistic"
         )
-
-
-def _read_truth_rows(truth: Path, metadata: Path | None) -> pd.DataFrame:
-    """`image_id` and `label` of a truth file, joined to the metadata if there is one."""
-    names, labels = read_truth(truth)
-    rows = pd.DataFrame({"image_id": names, "label": labels})
-    if metadata is None:
-        return rows
-    joined = rows.merge(read_metadata(metadata), on="image_id", how="left")
-    absent = joined.loc[joined["lesion_id"].isna(), "image_id"].tolist()
-    if absent:
-        raise InputError(f"{metadata}: has no row for {name_some(absent)} of {truth.name}")
-    unequal = joined.loc[joined["dx"].map(LABEL_OF) != joined["label"], "image_id"].tolist()
-    if unequal:
-        raise InputError(f"{metadata} and {truth}: different diagnoses for {name_some(unequal)}")
-    return joined
 
 
 def _measure_grad_cam(

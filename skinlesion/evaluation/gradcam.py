@@ -1,13 +1,21 @@
-"""Grad-CAM: which part of an image supports a class."""
+"""Grad-CAM: which part of an image supports a class, as numbers and as figures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import tensorflow as tf
+from matplotlib.figure import Figure
 from PIL import Image
 
+from skinlesion.data.images import decode_image
+from skinlesion.diagnoses import CLASS_CODES
+from skinlesion.evaluation import plots
+from skinlesion.evaluation.examples import PICTURE_SIZE, read_test
 from skinlesion.files import InputError
 from skinlesion.model.predictor import Predictor
+from skinlesion.model.run import Run
 
 OPACITY = 0.45
 """Of the hottest places of an overlay; cold ones stay as they are."""
@@ -47,6 +55,55 @@ def compute_grad_cam(predictor: Predictor, maps: np.ndarray, labels: np.ndarray)
     heat = tf.image.resize(heat, size, method="bilinear")[..., 0].numpy()
     highest = heat.max(axis=(1, 2), keepdims=True, initial=0)
     return np.divide(heat, highest, out=np.zeros_like(heat), where=highest > 0)
+
+
+def plot_explanations(run: Run, *, data: str | Path | None = None, right: bool = True) -> Figure:
+    """Plot Grad-CAM of the most confident right, or wrong, prediction for each class.
+
+    Args:
+        run: an evaluated run.
+        data: the dataset; None: the run's own, else as `find_dataset`.
+        right: show right predictions instead of wrong ones.
+    """
+    figure = draw_explanations(Predictor.load(run), *read_test(run, data), kinds=(right,))
+    plots.caption(figure, synthetic=run.synthetic)
+    return figure
+
+
+def draw_explanations(
+    predictor: Predictor,
+    rows: pd.DataFrame,
+    y_prob: np.ndarray,
+    *,
+    kinds: Sequence[bool] = (True, False),
+) -> Figure:
+    """Draw Grad-CAM of the predicted class: the most confident right and wrong image of each class.
+
+    Args:
+        predictor: the model.
+        rows: `path` and `label` of n images.
+        y_prob: float (n, classes), the predictions for them.
+        kinds: True shows right predictions, False wrong ones.
+    """
+    truth, top, confidence = rows["label"].to_numpy(), y_prob.argmax(axis=1), y_prob.max(axis=1)
+    groups = [
+        np.flatnonzero((truth == label) & ((top == truth) == kind))
+        for kind in kinds
+        for label in range(len(CLASS_CODES))
+    ]
+    chosen = np.array([group[confidence[group].argmax()] for group in groups if len(group)], int)
+    if not len(chosen):
+        return plots.plot_images([], [])
+    paths = rows["path"].iloc[chosen].tolist()
+    maps = predictor.predict_files(paths, maps=True).maps
+    assert maps is not None
+    pictures, titles = [], []
+    heats = compute_grad_cam(predictor, maps, top[chosen])
+    for path, heat, i in zip(paths, heats, chosen, strict=True):
+        image = decode_image(path, image_size=PICTURE_SIZE)
+        pictures += [image, overlay_heat(image, heat)]
+        titles += [f"true {CLASS_CODES[truth[i]]}\nheat for {CLASS_CODES[top[i]]}", ""]
+    return plots.plot_images(pictures, titles)
 
 
 def overlay_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
