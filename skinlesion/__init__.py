@@ -11,6 +11,8 @@ the package imports none of its heavy dependencies.
 from importlib import import_module
 from typing import Any
 
+from skinlesion.machine import prepare_tensorflow
+
 __version__ = "0.3.0"
 
 _HOMES = {
@@ -52,11 +54,8 @@ _HOMES = {
         "finish_run",
         "train",
     ),
-    "evaluation.examples": (
-        "plot_explanations",
-        "plot_mistakes",
-        "plot_samples",
-    ),
+    "evaluation.examples": ("plot_mistakes", "plot_samples"),
+    "evaluation.gradcam": ("plot_explanations",),
     "evaluation.report": (
         "metrics_table",
         "operating_points_table",
@@ -68,8 +67,8 @@ _HOMES = {
         "evaluate",
         "evaluate_external",
         "evaluate_together",
-        "score",
     ),
+    "evaluation.score": ("score",),
     "evaluation.compare": ("compare",),
     "evaluation.export": ("export",),
     "demo.predict": ("find_example", "predict", "predict_image"),
@@ -79,6 +78,9 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = ["__version__", "plots", *sorted(_HOME_OF)]
+
+
+prepare_tensorflow()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,5 @@
 """The command line: each command parses its arguments and calls one step of the package."""
 
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -66,8 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 for failures and findings, also of files that `predict` could not
         read; 2 for mistakes of the user; 130 after an interrupt.
     """
-    # TensorFlow reads this when it is imported. Without it, its warnings bury our messages.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     given = list(sys.argv[1:] if argv is None else argv)
     arguments = [argument for argument in given if argument != "--debug"]
     try:
@@ -281,7 +278,7 @@ def score(
     metadata: Metadata = None,
 ) -> None:
     """Compute the metrics of a predictions file."""
-    from skinlesion.evaluation.evaluate import score as score_file
+    from skinlesion.evaluation.score import score as score_file
 
     score_file(predictions, truth, out, metadata=metadata)
 

@@ -38,6 +38,9 @@ WEIGHTS_PATTERNS = tuple(
 )
 """Where Kaggle mounts a weights file of a dataset or a model: the new paths and the old ones."""
 
+CPU_INFO = Path("/proc/cpuinfo")
+"""Where Linux lists what the processor can do."""
+
 HOW_TO_ATTACH = {
     "kaggle": "attach its output (Add Input > Notebooks) and run this again",
     "colab": "mount Google Drive before running both: "
@@ -140,6 +143,19 @@ def how_to_attach() -> str:
     return HOW_TO_ATTACH[find_platform()]
 
 
+def prepare_tensorflow() -> None:
+    """Set two variables that TensorFlow reads when it is imported, unless the user has set them.
+
+    One hides its log messages, which bury ours. The other turns on oneDNN where the processor has
+    AVX2. TensorFlow does so by itself only on newer processors, such as those with AVX512_VNNI
+    (https://github.com/tensorflow/tensorflow/blob/v2.20.0/third_party/xla/xla/tsl/util/port.cc);
+    docs/benchmarks.md has what it gains.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if CPU_INFO.is_file() and " avx2 " in CPU_INFO.read_text():
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+
 def list_gpus() -> list[str]:
     """Return the names of the NVIDIA GPUs, such as `Tesla T4`, as reported by their driver."""
     if not shutil.which("nvidia-smi"):
@@ -154,8 +170,6 @@ def start() -> None:
 
     If the package was imported from a clone or a wheel, programs started later find it there too.
     """
-    # TensorFlow reads this on import. Without it, its log messages bury ours.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.path[:] = [str(Path(entry).resolve()) if entry else entry for entry in sys.path]
     home = Path(__file__).resolve().parent.parent
     if home.suffix == ".whl" or (home / "pyproject.toml").is_file():

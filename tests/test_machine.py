@@ -197,3 +197,22 @@ def test_programs_that_a_notebook_starts_find_the_package_of_the_clone(tmp_path)
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert finished.stdout.splitlines()[-1] == str(root / "skinlesion" / "__init__.py")
+
+
+def test_onednn_is_turned_on_where_the_processor_has_avx2(monkeypatch, tmp_path):
+    info = tmp_path / "cpuinfo"
+    monkeypatch.setattr(machine, "CPU_INFO", info)
+    for flags, expected in (("fma avx2 bmi1", "1"), ("fma avx bmi1", None)):
+        monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "")  # so that it is restored afterwards
+        monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
+        info.write_text(f"processor : 0\nflags : fpu {flags} sse4_2\n")
+        machine.prepare_tensorflow()
+        assert os.environ.get("TF_ENABLE_ONEDNN_OPTS") == expected
+
+
+def test_importing_the_package_keeps_what_the_user_set():
+    code = "import os, skinlesion; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    environment = os.environ | {"TF_ENABLE_ONEDNN_OPTS": "0"}
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert answer.stdout.strip() == "0"
