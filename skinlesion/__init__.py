@@ -46,7 +46,7 @@ _HOMES = {
     "model.datasets": ("make_datasets",),
     "model.linear_probe": ("fit_linear_probe",),
     "model.callbacks": ("make_callbacks",),
-    "model.run_settings": ("choose_config",),
+    "model.run_settings": ("choose_config", "require_same_run"),
     "model.train": (
         "begin_run",
         "compile_model",

@@ -205,12 +205,10 @@ def train(
 ) -> None:
     """Train and calibrate a model. For an interrupted run, --run alone continues it."""
     given: dict[str, Any] = {
-        "weights": weights,
         "image_size": image_size,
         "epochs": epochs,
         "batch_size": batch_size,
         "limit": limit,
-        "seed": seed,
         "deterministic": deterministic or None,
     }
     given |= dict(parse_setting(setting) for setting in settings or ())
@@ -218,7 +216,8 @@ def train(
     from skinlesion.model.run import Run
     from skinlesion.model.run_settings import choose_config
 
-    config = choose_config(Run(run), recipe, **given)  # refuses mistakes before TensorFlow loads
+    # Mistakes are refused here, before TensorFlow is loaded.
+    config = choose_config(Run(run), recipe, given, weights=weights, seed=seed)
     from skinlesion.model.train import train
 
     trained = train(data, run, config, splits=splits, time_limit=time_limit)

@@ -178,12 +178,10 @@ def read_config(settings: dict[str, Any]) -> Config:
 
 
 def find_differences(ours: Config, theirs: Config) -> str:
-    """Name the settings that differ, as `name: ours instead of theirs`; empty if none does."""
+    """Name the settings that differ, as `name: ours, here theirs`; empty if none does."""
     left, right = ours.model_dump(), theirs.model_dump()
     return "; ".join(
-        f"{name}: {left[name]} instead of {right[name]}"
-        for name in left
-        if left[name] != right[name]
+        f"{name}: {left[name]}, here {right[name]}" for name in left if left[name] != right[name]
     )
 
 
@@ -199,4 +197,6 @@ def _describe(problem: Any) -> str:
     if problem["type"] == "missing" and len(problem["loc"]) == 1:
         return f"setting {name} is missing"
     message = problem["msg"][0].lower() + problem["msg"][1:]
+    if name == "image_size" and "than" not in problem["type"]:
+        message = "must be two whole numbers, height and width, such as [128, 128]"
     return f"{name}: {message}. Received: {name}={problem['input']!r}"

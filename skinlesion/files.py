@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 class InputError(ValueError):
     """Bad input from the user: one line that says what is wrong, where, and what to do."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows, instead of a traceback through this package."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def name_some(names: list[str], *, shown: int = 5) -> str:
     """Join the first `shown` names for a message and count the rest: `a, b and 3 more`."""

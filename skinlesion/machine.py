@@ -138,6 +138,11 @@ def bring_earlier(name: str, work: Path) -> Path:
     return place
 
 
+def list_attached(name: str) -> list[Path]:
+    """List the datasets attached on Kaggle that have this file at their top."""
+    return [path.parent for path in _list_input((f"datasets/*/*/{name}", f"*/{name}"))]
+
+
 def how_to_attach() -> str:
     """Return how to use the output of an earlier notebook on this platform."""
     return HOW_TO_ATTACH[find_platform()]

@@ -71,6 +71,12 @@ def test_several_wrong_values_are_named_in_one_line():
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("size", [128, "128x128", [128], [128, "a"], [128.5, 128]])
+def test_a_wrong_image_size_is_told_what_it_must_be(size):
+    with pytest.raises(InputError, match=r"two whole numbers, height and width, .* \[128, 128\]"):
+        make_config(image_size=size)
+
+
 def test_settings_that_do_not_go_together_are_refused_with_the_reason():
     with pytest.raises(InputError, match="linear_probe needs head='pooled'"):
         make_config("default", head="original")
@@ -97,5 +103,5 @@ def test_an_unknown_recipe_names_the_known_ones():
 
 def test_differences_name_settings():
     ours, theirs = make_config("default", epochs=3), make_config("default", epochs=4)
-    assert find_differences(ours, theirs) == "epochs: 3 instead of 4"
+    assert find_differences(ours, theirs) == "epochs: 3, here 4"
     assert find_differences(ours, ours) == ""

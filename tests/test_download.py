@@ -272,7 +272,7 @@ def test_both_sources_failing_names_the_three_ways(dataverse, folder):
     dataverse.answers["/datafile/3?format=original"] = [Answer(404)] * 3
     said = refuse(folder, "could not be downloaded")
     causes = ["from Kaggle (Kaggle is down)", "404", dataverse.address]
-    ways = ["--data DIR", "HAM10000_DIR", "attach the dataset kmader/skin-cancer", "Internet on"]
+    ways = ["as `data`", "HAM10000_DIR", "attach the dataset kmader/skin-cancer", "Internet on"]
     assert all(part in said for part in [*causes, *ways])
 
 

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -80,3 +82,11 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path):
 def test_the_first_names_are_shown_and_the_rest_is_counted():
     assert name_some(["a", "b"]) == "a, b"
     assert name_some(list("abcd"), shown=2) == "a, b and 2 more"
+
+
+def test_a_notebook_shows_one_line_for_bad_input():
+    code = "import skinlesion as sl; sl.Run.find('nowhere')"
+    command = [sys.executable, "-m", "IPython", "--no-banner", "--colors=NoColor", "-c", code]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    shown = (answer.stdout + answer.stderr).strip()
+    assert shown == "InputError: nowhere: no such folder; name a trained run"

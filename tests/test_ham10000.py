@@ -4,6 +4,7 @@ import shutil
 import pandas as pd
 import pytest
 
+from skinlesion import machine
 from skinlesion.data import ham10000
 from skinlesion.data.ham10000 import (
     copy_images,
@@ -41,6 +42,14 @@ def test_either_kaggle_mount_is_found(index, flat_data, tmp_path, monkeypatch):
     shutil.copytree(flat_data, mounts[index])
     monkeypatch.setattr(ham10000, "KAGGLE_MOUNTS", mounts)
     assert find_dataset() == mounts[index]
+
+
+def test_a_dataset_attached_under_another_name_is_found(flat_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "KAGGLE_INPUT", tmp_path / "input")
+    (tmp_path / "input/titanic").mkdir(parents=True)
+    copied = tmp_path / "input/datasets/somebody/my-ham10000"
+    shutil.copytree(flat_data, copied)
+    assert find_dataset() == copied
 
 
 def test_an_earlier_download_comes_next(flat_data, tmp_path, monkeypatch):

@@ -113,7 +113,7 @@ def begun(sample, config, tmp_path):
 
 def test_a_time_limit_stops_and_the_same_call_continues(begun, config, sample, capsys):
     train(sample, begun, config, time_limit=1e-9)
-    assert "stopped before the time limit" in capsys.readouterr().out
+    assert "stopped at the time limit" in capsys.readouterr().out
     assert not begun.model_dir.exists()
     assert not begun.checkpoints.exists()
     train(sample, begun, config)
@@ -167,9 +167,10 @@ def test_an_early_stop_that_was_kept_is_not_trained_on(sample, tmp_path, monkeyp
 
 
 def test_a_later_notebook_does_not_train_past_the_time_limit(begun, config, sample, tmp_path):
-    for folder in (begun.folder, tmp_path / "missing"):
-        with pytest.raises(InputError, match="no finished run here"):
-            find_trained_run(folder, sample, config, train_if_missing=True, time_limit=1e-9)
+    """It leaves an interrupted run to the notebook that trains, where the time limit counts."""
+    for folder, limit in ((begun.folder, None), (tmp_path / "missing", 1e-9)):
+        with pytest.raises(InputError, match="after epoch 0 of 3; run notebook 03_train again"):
+            find_trained_run(folder, sample, config, train_if_missing=True, time_limit=limit)
 
 
 def test_a_run_keeps_its_precision_on_another_device(begun):
@@ -187,14 +188,17 @@ def test_the_same_command_continues_although_weights_came_from_the_environment(
     given |= {"epochs": 3, "limit": 14, "deterministic": True}
     monkeypatch.setenv("SKINLESION_WEIGHTS", "/elsewhere/weights.h5")
     for recipe in (None, "default"):
-        again = choose_config(begun, recipe, weights=None, **given)
+        again = choose_config(begun, recipe, given)
         assert again.model_copy(update={"precision": "auto"}) == config
+    assert choose_config(begun, "default", {"seed": 3}, seed=4).seed == 3
+    with pytest.raises(InputError, match="settings must be a dict"):
+        choose_config(begun, "default", ["epochs"])
     assert choose_config(begun, "default", weights="imagenet").weights == "imagenet"
 
 
 def test_other_settings_are_refused_with_the_difference(begun, config, sample):
     other = config.model_copy(update={"epochs": 9})
-    with pytest.raises(InputError, match=r"started with other settings \(epochs: 3 instead of 9"):
+    with pytest.raises(InputError, match=r"started with other settings \(epochs: 3, here 9"):
         train(sample, begun, other)
 
 

@@ -28,7 +28,7 @@ from skinlesion.model.linear_probe import STRENGTHS, fit_linear_probe
 from skinlesion.model.predictor import Predictor
 from skinlesion.model.resnet50 import WeightsUnavailableError, build_model, find_part
 from skinlesion.model.run import Run
-from skinlesion.model.train import compile_model, find_trained_run, train
+from skinlesion.model.train import begin_run, compile_model, find_trained_run, finish_run, train
 
 
 def tiny(**changes):
@@ -337,7 +337,7 @@ class TestRunFolder:
 
     def test_other_settings_are_refused_with_the_difference(self, sample, trained_run, tiny_config):
         other = tiny_config.model_copy(update={"epochs": 2})
-        with pytest.raises(InputError, match="epochs: 1 instead of 2"):
+        with pytest.raises(InputError, match="epochs: 1, here 2"):
             train(sample, trained_run, other)
 
     def test_another_split_is_refused(self, sample, tiny_config, trained_run, tmp_path):
@@ -386,7 +386,7 @@ class TestWithoutNetwork:
         assert run.description["weights"]["source"] == "none"
 
     def test_real_data_is_an_error_that_says_how_to_give_a_file(self, flat_data, tmp_path):
-        with pytest.raises(WeightsUnavailableError, match="--weights FILE"):
+        with pytest.raises(WeightsUnavailableError, match="name a file as `weights`"):
             train(flat_data, tmp_path / "run", self.settings)
 
 
@@ -394,7 +394,7 @@ class TestFindTrainedRun:
     def test_a_finished_run_is_found_and_other_settings_are_told(self, trained_run, sample, capsys):
         run = find_trained_run(trained_run, sample, tiny(epochs=9))
         assert run.is_finished
-        assert "epochs: 1 instead of 9" in capsys.readouterr().out
+        assert "epochs: 1, here 9" in capsys.readouterr().out
 
     def test_a_missing_run_is_only_trained_when_asked_for(self, sample, tiny_config, tmp_path):
         with pytest.raises(InputError, match=r"03_train first .* train_if_missing = True"):
@@ -402,6 +402,38 @@ class TestFindTrainedRun:
         assert not (tmp_path / "run").exists()
         run = find_trained_run(tmp_path / "run", sample, tiny_config, train_if_missing=True)
         assert run.is_finished
+
+
+class TestChangedHead:
+    @staticmethod
+    def change_head(model):
+        head = find_part(model, "head")
+        head.pop()
+        head.add(keras.layers.Dense(5, activation="relu", name="hidden"))
+        head.add(keras.layers.Dense(7, activation="softmax", name="probabilities"))
+
+    def test_the_model_that_was_trained_is_the_one_that_is_saved(self, sample, tmp_path):
+        config = tiny(epochs=1, limit=14)
+        run, split = Run(tmp_path / "run"), write_split(sample, tmp_path / "splits.csv")
+        model = build_model(config)
+        self.change_head(model)
+        begin_run(run, model, sample, split, config)
+        training, validation = make_datasets(sample, split, config)
+        compile_model(model, config, steps=len(training))
+        options = {"shuffle": False, "verbose": 0, "callbacks": make_callbacks(run, config)}
+        model.fit(training, validation_data=validation, epochs=1, **options)
+        finish_run(run, model, config)
+        images = next(iter(validation))[0]
+        saved = run.load_model().predict(images, verbose=0)
+        assert saved == pytest.approx(find_part(model, "classifier").predict(images, verbose=0))
+        assert "hidden" in [layer.name for layer in find_part(run.load_model(), "head").layers]
+
+    def test_the_logistic_regression_refuses_it_before_any_epoch(self, tmp_path, conv2_weights):
+        config = tiny(weights=str(conv2_weights))
+        model = build_model(config)
+        self.change_head(model)
+        with pytest.raises(InputError, match="hidden, probabilities: set linear_probe to False"):
+            fit_linear_probe(model, None, None, Run(tmp_path / "run"), config)
 
 
 def test_half_precision_trains_and_leaves_a_model_in_full_precision(sample, tmp_path):

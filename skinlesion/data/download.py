@@ -62,7 +62,7 @@ def download_dataset(folder: Path) -> Path:
     except (OSError, ValueError) as error:
         raise InputError(
             f"HAM10000 could not be downloaded, neither from Kaggle ({kaggle}) nor from Harvard "
-            f"Dataverse ({shorten(str(error), 300)}): name its folder with --data DIR (or the "
+            f"Dataverse ({shorten(str(error), 300)}): name its folder as `data` (or in the "
             f"variable HAM10000_DIR), attach the dataset {KAGGLE_HANDLE} on Kaggle, or connect to "
             "the internet (on Kaggle: Settings > Internet on)"
         ) from error

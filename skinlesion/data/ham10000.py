@@ -18,6 +18,7 @@ from skinlesion.machine import (
     KAGGLE_MOUNTS,
     default_cache_dir,
     default_images_dir,
+    list_attached,
     progress_bar,
     say,
 )
@@ -38,8 +39,9 @@ COPY_THREADS = 8
 def find_dataset(data: str | Path | None = None) -> Path:
     """Find or download the dataset.
 
-    Places are tried in this order: `data`, the variable `HAM10000_DIR`, Kaggle's two mounts, an
-    earlier download in the cache folder. If all of them fail, the dataset is downloaded.
+    Places are tried in this order: `data`, the variable `HAM10000_DIR`, the dataset attached on
+    Kaggle under its usual name or another one, an earlier download in the cache folder. If all of
+    them fail, the dataset is downloaded.
 
     Args:
         data: folder of the dataset, or None to look for it.
@@ -63,10 +65,10 @@ def find_local_dataset(data: str | Path | None = None) -> Path | None:
         InputError: the named folder does not hold the dataset.
     """
     if data is not None:
-        return _require_metadata(Path(data), named_by="--data")
+        return _require_metadata(Path(data), named_by="data")
     if os.environ.get("HAM10000_DIR"):
         return _require_metadata(Path(os.environ["HAM10000_DIR"]), named_by="HAM10000_DIR")
-    places = (*KAGGLE_MOUNTS, default_cache_dir() / "ham10000")
+    places = (*KAGGLE_MOUNTS, *list_attached(METADATA_NAME), default_cache_dir() / "ham10000")
     return next((place for place in places if (place / METADATA_NAME).is_file()), None)
 
 
@@ -78,7 +80,7 @@ def require_local_dataset(data: str | Path | None = None) -> Path:
     """
     found = find_local_dataset(data)
     if not found:
-        raise InputError("no dataset found: name its folder with --data or HAM10000_DIR")
+        raise InputError("no dataset found: name its folder as `data` or in HAM10000_DIR")
     return found
 
 

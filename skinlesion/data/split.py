@@ -63,7 +63,10 @@ def write_split(
     elif is_same_split(read_split(out), split):
         say(f"split: {out} already holds this split")
     else:
-        raise InputError(f"{out}: holds another split; delete it or name another file with --out")
+        raise InputError(
+            f"{out}: holds another split, such as that of another seed; use that seed, "
+            "or delete the file"
+        )
     if is_sample(source):
         say(SYNTHETIC_NOTE)
     if config.split == "grouped":

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from skinlesion.config import Config
 from skinlesion.diagnoses import NUM_CLASSES
-from skinlesion.files import write_csv
+from skinlesion.files import InputError, write_csv
 from skinlesion.machine import progress_bar, say
 from skinlesion.model.resnet50 import find_part, pretrained_weights
 from skinlesion.model.run import Run
@@ -45,10 +45,19 @@ def fit_linear_probe(
 
     Returns:
         The same table: C, accuracy, loss, val_accuracy, val_loss; empty if nothing was done.
+
+    Raises:
+        InputError: the head has other layers than `build_model` gave it.
     """
     from_scratch = bool(config.epochs) and not pretrained_weights(model).layers
     if not config.linear_probe or from_scratch or run.has_finished_epochs:
         return pd.DataFrame()
+    layers = [layer.name for layer in find_part(model, "head").layers]
+    if layers != ["pool", "dropout", "probabilities"]:
+        raise InputError(
+            f"the logistic regression fits the recipe's own head, and this one has the layers "
+            f"{', '.join(layers)}: set linear_probe to False"
+        )
     say("train: fitting the head as a logistic regression")
     classifier = find_part(model, "classifier")
     x, labels, weights = _describe(classifier, train, "features, train")

@@ -290,8 +290,8 @@ def download_imagenet() -> Path:
     except Exception as error:  # get_file raises a bare Exception on network errors
         raise WeightsUnavailableError(
             "the ImageNet weights could not be downloaded: connect to the internet, attach the "
-            "dataset keras/resnet50 on Kaggle, or name a file with --weights FILE or the variable "
-            f"SKINLESION_WEIGHTS, or use --weights none ({error})"
+            "dataset keras/resnet50 on Kaggle, name a file as `weights` or in the variable "
+            f'SKINLESION_WEIGHTS, or set `weights` to "none" for random ones ({error})'
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

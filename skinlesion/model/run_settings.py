@@ -17,21 +17,33 @@ IMAGENET_NAME = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 
 
 def choose_config(
-    run: Run, recipe: str | None, *, data: Path | None = None, **overrides: Any
+    run: Run,
+    recipe: str | None,
+    settings: dict[str, Any] | None = None,
+    *,
+    data: Path | None = None,
+    weights: str | None = None,
+    seed: int | None = None,
 ) -> Config:
     """The settings to train a run with.
 
     Args:
         run: if it was started, and no recipe is named, its settings are the base.
         recipe: base of the settings; None: `default` for a new run.
+        settings: fields of `Config` that replace the base's values.
         data: folder of the dataset. For the synthetic sample, ImageNet weights that cannot be
             downloaded are replaced by random ones.
-        **overrides: fields of `Config`; None keeps the base's value.
+        weights: the field of this name; None: those of a run that was started, otherwise those
+            found on this machine, otherwise `imagenet`.
+        seed: the field of this name; None keeps the base's value.
 
     Raises:
         InputError: unknown or impossible settings.
     """
-    given = {name: value for name, value in overrides.items() if value is not None}
+    if not isinstance(settings, dict | None):
+        raise InputError(f"settings must be a dict, such as {{'epochs': 5}}, not {settings!r}")
+    given = {"weights": weights, "seed": seed} | (settings or {})
+    given = {name: value for name, value in given.items() if value is not None}
     if run.is_begun:
         known = run.config
         if recipe is None:
@@ -55,10 +67,10 @@ def settle_config(config: Config, run: Run, data: Path | None) -> Config:
 
 
 def require_same_run(run: Run, data: Path, split: pd.DataFrame, config: Config) -> None:
-    """Check that a run was started with these settings, this dataset and this split.
+    """Check that a run that was started has these settings, this dataset and this split.
 
     Args:
-        run: a run that was started.
+        run: the run; a new one is fine.
         data: folder of the dataset.
         split: the split.
         config: the settings.
@@ -66,15 +78,17 @@ def require_same_run(run: Run, data: Path, split: pd.DataFrame, config: Config) 
     Raises:
         InputError: something differs; says what.
     """
+    if not run.is_begun:
+        return
     other = find_other_settings(run, config)
     if other:
         raise InputError(
-            f"{run}: was started with other settings ({other}); leave them out to continue it, or "
-            "name another --run"
+            f"{run}: was started with other settings ({other}); use those, or give the new run "
+            "another name"
         )
     run.require_same_dataset(load_metadata(data))
     if not is_same_split(run.split, split):
-        raise InputError(f"{run}: was started with another split; name another --run")
+        raise InputError(f"{run}: was started with another split; give the new run another name")
 
 
 def find_other_settings(run: Run, config: Config) -> str:

@@ -20,11 +20,9 @@ from skinlesion.model.devices import describe_device
 from skinlesion.model.linear_probe import fit_linear_probe
 from skinlesion.model.provenance import describe_versions, find_commit
 from skinlesion.model.resnet50 import (
-    build_classifier,
     build_model,
     find_part,
     pretrained_weights,
-    top_stage_of,
 )
 from skinlesion.model.run import ModelInfo, Run
 from skinlesion.model.run_settings import find_other_settings, require_same_run, settle_config
@@ -64,8 +62,7 @@ def train(
         return run
     data = find_dataset(data or run.dataset)
     split = _choose_split(data, run, splits, kind=config.split, seed=config.seed)
-    if run.is_begun:
-        require_same_run(run, data, split, config)
+    require_same_run(run, data, split, config)
     if run.is_finished:
         say(f"train: {run} is finished already with these settings")
         return run
@@ -136,14 +133,14 @@ def begin_run(
     say(f"train: recipe {config.recipe}, run {run}, {describe_device()}, {pretrained}")
     if is_sample(data):
         say(SYNTHETIC_NOTE)
+    require_same_run(run, data, split, config)
     if run.is_begun:
-        require_same_run(run, data, split, config)
         known = run.description["weights"]["loaded_layers"]
         if known != len(pretrained.layers):
             raise InputError(
                 f"{run}: was started with {known} pretrained layers, and now "
-                f"{len(pretrained.layers)} can be loaded; give the same weights with --weights, or "
-                "name another --run"
+                f"{len(pretrained.layers)} can be loaded; name the same weights, or give the new "
+                "run another name"
             )
     if run.is_finished:
         return
@@ -195,11 +192,13 @@ def finish_run(run: Run, model: keras.Sequential, config: Config) -> None:
         return
     state = read_state(run.checkpoints)
     if config.epochs and not (state and state["is_over"]):
-        say(f"train: stopped before the time limit; train --run {run} continues from here")
+        say(
+            f"train: stopped at the time limit after epoch {len(state['rows']) if state else 0} of "
+            f"{config.epochs}; run this again to continue {run} from here"
+        )
         return
     classifier = find_part(model, "classifier")
-    top_stage = top_stage_of(classifier.get_layer("backbone"))
-    plain = build_classifier(config.model_copy(update={"weights": "none", "top_stage": top_stage}))
+    plain = keras.models.clone_model(classifier, clone_function=_make_plain, recursive=True)
     plain.set_weights(classifier.get_weights())
     info = ModelInfo(
         labels=CLASS_CODES,
@@ -211,6 +210,14 @@ def finish_run(run: Run, model: keras.Sequential, config: Config) -> None:
     run.save_model(plain, info)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     say(f"train: finished; model in {run.model_dir}")
+
+
+def _make_plain(layer: keras.Operation) -> keras.Operation:
+    """The same layer in full precision and for one device, with new weights."""
+    changes = {"dtype": "float32"} if isinstance(layer, keras.Layer) else {}
+    if isinstance(layer, keras.layers.BatchNormalization):
+        changes["synchronized"] = False
+    return type(layer).from_config(layer.get_config() | changes)
 
 
 def find_trained_run(
@@ -228,7 +235,8 @@ def find_trained_run(
         run: folder of the run.
         data: folder of the dataset.
         config: settings to train a missing run with.
-        train_if_missing: whether to train a missing run.
+        train_if_missing: whether to train if there is no run. An interrupted run is left to the
+            notebook that trains, where its time limit counts.
         splits: as for `train`.
         time_limit: as for `train`.
 
@@ -236,8 +244,14 @@ def find_trained_run(
         InputError: there is no finished run, and none was trained.
     """
     found = run if isinstance(run, Run) else Run(run)
-    if not found.is_finished and train_if_missing:
+    if not found.is_begun and train_if_missing:
         found = train(data, found, config, splits=splits, time_limit=time_limit)
+    if found.is_begun and not found.is_finished:
+        state = read_state(found.checkpoints)
+        raise InputError(
+            f"{found}: training stopped after epoch {len(state['rows']) if state else 0} of "
+            f"{found.config.epochs}; run notebook 03_train again to continue it"
+        )
     if not found.is_finished:
         raise InputError(
             f"{found}: no finished run here. Run notebook 03_train first and {how_to_attach()}, or "
@@ -246,7 +260,7 @@ def find_trained_run(
     say(f"using the finished run in {found}")
     other = find_other_settings(found, config)
     if other:
-        say(f"note: the run in {found} has other settings than this notebook: {other}")
+        say(f"note: {found} was trained with other settings than this notebook has: {other}")
     return found
 
 
