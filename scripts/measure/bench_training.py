@@ -1,10 +1,12 @@
 """Measure what input pipeline and augmentation cost in `fit`; the rest is the network.
 
     .venv/bin/python scripts/measure/bench_training.py --out training.json
+    .venv/bin/python scripts/measure/bench_training.py --top-stage conv4 --fine-tune-from conv3
 
 The same network is trained on batches of the pipeline, augmented as in recipe `default`, and on one
 batch that lies in memory. `fit_overhead` is the relative extra time of a step with the pipeline:
-expected on two cores, 0.05 at most.
+expected on two cores, 0.05 at most. Layers can be frozen if there are pretrained weights:
+`--weights`, or the variable SKINLESION_WEIGHTS.
 """
 
 import argparse
@@ -17,9 +19,12 @@ from benchmark import measure, report
 
 from skinlesion.config import Config, make_config
 from skinlesion.diagnoses import NUM_CLASSES
+from skinlesion.machine import default_weights
 from skinlesion.model.datasets import make_batches
 from skinlesion.model.resnet50 import build_model
 from skinlesion.model.train import compile_model
+
+IN_MEMORY = "fit, one batch in memory"
 
 
 def make_model(config: Config, steps: int) -> keras.Sequential:
@@ -36,6 +41,8 @@ def main() -> None:
     )
     parser.add_argument("--image-size", type=int, nargs=2, default=(224, 224), metavar=("H", "W"))
     parser.add_argument("--top-stage", default="conv5", help="conv2 to conv5 (default: conv5)")
+    parser.add_argument("--fine-tune-from", default="conv1", help="conv1 to conv5 (default: conv1)")
+    parser.add_argument("--weights", default=default_weights() or "none", metavar="FILE")
     parser.add_argument("--steps", type=int, default=6, metavar="N", help="in a round")
     parser.add_argument("--repeat", type=int, default=5, metavar="N")
     parser.add_argument("--out", type=Path, metavar="FILE")
@@ -44,7 +51,8 @@ def main() -> None:
         "default",
         image_size=tuple(arguments.image_size),
         top_stage=arguments.top_stage,
-        weights="none",
+        fine_tune_from=arguments.fine_tune_from,
+        weights=arguments.weights,
     )
     rng = np.random.default_rng(0)
     count = arguments.steps * config.batch_size
@@ -65,10 +73,10 @@ def main() -> None:
         return arguments.steps
 
     medians = measure(
-        {"fit, pipeline": fit_with_pipeline, "fit, one batch in memory": fit_in_memory},
+        {"fit, pipeline": fit_with_pipeline, IN_MEMORY: fit_in_memory},
         repeat=arguments.repeat,
     )
-    overhead = medians["fit, pipeline"] / medians["fit, one batch in memory"] - 1
+    overhead = medians["fit, pipeline"] / medians[IN_MEMORY] - 1
     report(
         medians,
         {"fit_overhead": overhead},
@@ -76,6 +84,7 @@ def main() -> None:
         out=arguments.out,
         batch_size=config.batch_size,
         image_size=list(config.image_size),
+        images_per_second=round(1000 * config.batch_size / medians[IN_MEMORY], 1),
     )
 
 

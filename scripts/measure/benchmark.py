@@ -11,6 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from skinlesion.machine import CPU_INFO
+
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "amx_tile")
+VARIABLES = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
+"""What decides which kernels TensorFlow uses. The package sets the first one on import."""
 LIBRARIES = ("tensorflow", "keras", "numpy", "pillow", "onnxruntime")
 
 
@@ -51,11 +56,7 @@ def report(
         out: JSON file; None writes none.
         **facts: what else belongs to the result.
     """
-    facts |= {"cores": os.cpu_count(), "python": platform.python_version()}
-    facts |= {"load": round(os.getloadavg()[0], 1)}
-    for name in LIBRARIES:
-        with contextlib.suppress(PackageNotFoundError):
-            facts[name] = version(name)
+    facts |= describe_machine()
     for name, value in facts.items():
         print(f"{name:<30}{value}")
     for name, median in medians.items():
@@ -66,3 +67,19 @@ def report(
         out.parent.mkdir(parents=True, exist_ok=True)
         result = {"ratios": dict(ratios), "milliseconds": dict(medians), "facts": facts}
         out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def describe_machine() -> dict[str, Any]:
+    """The processor, what of it TensorFlow uses, and the versions of the libraries."""
+    facts: dict[str, Any] = {"processor": platform.machine(), "cores": os.cpu_count()}
+    if CPU_INFO.is_file():
+        lines = [line.partition(":") for line in CPU_INFO.read_text().splitlines()]
+        known = {name.strip(): value.strip() for name, _, value in lines}
+        facts["processor"] = f"{known['model name']}, family {known['cpu family']}"
+        facts["instructions"] = " ".join(name for name in FLAGS if name in known["flags"].split())
+    facts |= {name: os.environ.get(name, "not set") for name in VARIABLES}
+    facts |= {"python": platform.python_version(), "load": round(os.getloadavg()[0], 1)}
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            facts[name] = version(name)
+    return facts

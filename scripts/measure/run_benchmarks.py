@@ -1,0 +1,183 @@
+"""Run all benchmarks, on this processor and on an imitated older one, and write their tables.
+
+    .venv/bin/python scripts/measure/run_benchmarks.py
+
+Takes half an hour on two cores, with nothing beside it. The results are JSON files in
+`docs/results/benchmarks/`; the tables in `docs/benchmarks.md` are made from them. `--tables` only
+makes the tables. Weights in SKINLESION_WEIGHTS are needed for training with frozen layers.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RESULTS = ROOT / "docs/results/benchmarks"
+PAGE = ROOT / "docs/benchmarks.md"
+
+PROCESSORS = {
+    "this processor": {},
+    "AVX2 only": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "AVX2 only, oneDNN off": {"ONEDNN_MAX_CPU_ISA": "AVX2", "TF_ENABLE_ONEDNN_OPTS": "0"},
+}
+"""What each column of the tables is, as environment variables. The last one is what TensorFlow does
+by itself on a processor with AVX2 only."""
+
+SMALL = ("--image-size", "128", "128")
+BENCHMARKS = {
+    "inference": ("bench_inference.py",),
+    "input_pipeline": ("bench_input_pipeline.py",),
+    "training": ("bench_training.py", *SMALL, "--weights", "none"),
+    "training_frozen": (
+        *("bench_training.py", *SMALL, "--top-stage", "conv4", "--fine-tune-from", "conv3"),
+    ),
+    "decoders": ("bench_decoders.py",),
+    "profile": ("profile_training.py",),
+}
+"""Script and options of each benchmark."""
+
+RATIOS = {
+    "predict_single": ("inference", "at least 3"),
+    "predict_folder": ("inference", "at least 1.5"),
+    "first_epoch": ("input_pipeline", "at least 1.2"),
+    "later_epochs": ("input_pipeline", "at least 15"),
+    "later_epochs_augmented": ("input_pipeline", "at least 5"),
+    "fit_overhead": ("training", "at most 0.05"),
+}
+"""The benchmark of each ratio, and its aim."""
+
+Results = dict[str, dict[str, Any]]
+
+
+def run_all() -> None:
+    """Run each benchmark on each processor; a file of results for each benchmark."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name, (script, *options) in BENCHMARKS.items():
+        results: Results = {}
+        for processor, variables in PROCESSORS.items():
+            print(f"\n{name}, {processor}", flush=True)
+            out = RESULTS / "part.json"
+            command = [sys.executable, ROOT / "scripts/measure" / script, *options, "--out", out]
+            subprocess.run(command, check=True, env=os.environ | variables)
+            results[processor] = json.loads(out.read_text())
+            out.unlink()
+        (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n")
+
+
+def read(name: str) -> Results:
+    """The results of a benchmark, for each processor."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def make_table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tabulate_machine() -> str:
+    """What the results were measured on."""
+    facts = read("inference")["this processor"]["facts"]
+    processor = {"processor": f"{facts['processor']}, {facts['cores']} cores"}
+    shown = ("instructions", "python", "tensorflow", "keras", "numpy", "pillow")
+    rows = [[name, str(value)] for name, value in processor.items()]
+    rows += [[name, str(facts[name])] for name in shown]
+    for processor_name, result in read("inference").items():
+        names = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA")
+        said = ", ".join(f"{name} {result['facts'][name]}" for name in names)
+        rows.append([f"column '{processor_name}'", said])
+    return make_table(["", ""], rows)
+
+
+def tabulate_ratios() -> str:
+    """Each ratio on each processor, beside its aim."""
+    rows = []
+    for ratio, (name, aim) in RATIOS.items():
+        values = [result["ratios"][ratio] for result in read(name).values()]
+        rows.append([f"`{ratio}`", *(f"{value:.3g}" for value in values), aim])
+    return make_table(["ratio", *PROCESSORS, "aim"], rows)
+
+
+def tabulate_milliseconds(name: str) -> str:
+    """The medians of a benchmark on each processor."""
+    results = read(name)
+    first = next(iter(results.values()))
+    rows = [
+        [way, *(f"{result['milliseconds'][way]:.3g}" for result in results.values())]
+        for way in first["milliseconds"]
+    ]
+    return make_table(["milliseconds", *results], rows)
+
+
+def tabulate_training() -> str:
+    """Images a second of the network alone, and what oneDNN gains on a processor with AVX2."""
+    rows = []
+    for title, name in (
+        ("all layers of ResNet50", "training"),
+        ("from `conv3`, network up to `conv4`", "training_frozen"),
+    ):
+        speeds = [result["facts"]["images_per_second"] for result in read(name).values()]
+        rows.append([title, *(f"{speed:.1f}" for speed in speeds), f"{speeds[1] / speeds[2]:.1f}"])
+    return make_table(["images/s", *PROCESSORS, "oneDNN on / off"], rows)
+
+
+def tabulate_decoders() -> str:
+    """Speed and difference of each way to decode; they do not depend on TensorFlow's kernels."""
+    result = read("decoders")["this processor"]
+    rows = [
+        [name, f"{median:.2f}", str(result["facts"].get(f"difference, {name}", ""))]
+        for name, median in result["milliseconds"].items()
+    ]
+    return make_table(["", "milliseconds an image", "difference in grey levels"], rows)
+
+
+def tabulate_profile() -> str:
+    """Where the time of a training step goes, on the processor with AVX2 only."""
+    result = read("profile")["AVX2 only"]
+    rows = [
+        [name, f"{median:.0f}", f"{result['ratios'][f'share, {name}']:.0%}"]
+        for name, median in result["milliseconds"].items()
+    ]
+    return make_table(["", "milliseconds a step", "share"], rows)
+
+
+def write_tables() -> None:
+    """Replace the tables of the page, each between two comments that name it."""
+    tables = {
+        "machine": tabulate_machine(),
+        "ratios": tabulate_ratios(),
+        "training": tabulate_training(),
+        "input_pipeline": tabulate_milliseconds("input_pipeline"),
+        "inference": tabulate_milliseconds("inference"),
+        "decoders": tabulate_decoders(),
+        "profile": tabulate_profile(),
+    }
+    page = PAGE.read_text()
+    for name, table in tables.items():
+        start, end = f"<!-- table: {name} -->", "<!-- end -->"
+        pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
+        page, count = pattern.subn(f"{start}\n{table}\n{end}", page)
+        if count != 1:
+            raise SystemExit(f"{PAGE}: {count} places for the table {name}")
+    PAGE.write_text(page)
+
+
+def main() -> None:
+    """Run the benchmarks and write the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tables", action="store_true", help="only write the tables")
+    arguments = parser.parse_args()
+    if not arguments.tables:
+        run_all()
+    write_tables()
+
+
+if __name__ == "__main__":
+    main()
