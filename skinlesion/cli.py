@@ -9,6 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from skinlesion.cli_options import (
+    PROGRAM,
+    USUAL_ORDER,
+    AllowIncomplete,
     Data,
     Format,
     Metadata,
@@ -31,23 +34,6 @@ from skinlesion.files import InputError, write_csv
 from skinlesion.machine import default_weights
 
 FAILURE, BAD_INPUT, INTERRUPTED = 1, 2, 130
-PROGRAM = "python -m skinlesion"
-
-USUAL_ORDER = f"""\
-\b
-The usual order:
-  {PROGRAM} sample outputs/sample   (synthetic, to try it all)
-  {PROGRAM} copy --data DIR --out images
-  {PROGRAM} split --data images --out splits.csv
-  {PROGRAM} train --data images --splits splits.csv --run runs/first
-  {PROGRAM} evaluate --run runs/first
-  {PROGRAM} demo --run runs/first
-
---data can be omitted if HAM10000_DIR is set, or on Kaggle if the dataset is attached; otherwise
-HAM10000 is downloaded. --weights can be omitted if SKINLESION_WEIGHTS is set. Every command takes
---help, and --debug to show the traceback of an error.
-
-{DISCLAIMER}"""
 
 app = typer.Typer(
     help="Train, evaluate and demonstrate a skin lesion classifier on HAM10000.",
@@ -119,11 +105,11 @@ def sample(
 
 
 @command("copy", "--data DIR --out images")
-def copy(out: OutFolder, data: Data = None) -> None:
+def copy(out: OutFolder, data: Data = None, allow_incomplete: AllowIncomplete = False) -> None:
     """Copy all images of a dataset into one folder."""
     from skinlesion.data.ham10000 import copy_images
 
-    copy_images(data, out)
+    copy_images(data, out, allow_incomplete=allow_incomplete)
 
 
 @command("check", "--data images")
@@ -202,6 +188,7 @@ def train(
     settings: Annotated[
         list[str] | None, option("NAME=VALUE", "Any setting of the recipe; repeatable.", "--set")
     ] = None,
+    allow_incomplete: AllowIncomplete = False,
 ) -> None:
     """Train and calibrate a model. For an interrupted run, --run alone continues it."""
     given: dict[str, Any] = {
@@ -216,11 +203,12 @@ def train(
     from skinlesion.model.run import Run
     from skinlesion.model.run_settings import choose_config
 
+    begun = Run(run, allow_incomplete=allow_incomplete)
     # Mistakes are refused here, before TensorFlow is loaded.
-    config = choose_config(Run(run), recipe, given, weights=weights, seed=seed)
+    config = choose_config(begun, recipe, given, weights=weights, seed=seed)
     from skinlesion.model.train import train
 
-    trained = train(data, run, config, splits=splits, time_limit=time_limit)
+    trained = train(data, begun, config, splits=splits, time_limit=time_limit)
     if trained.is_finished:
         calibrate(trained, data)
 

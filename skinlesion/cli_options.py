@@ -9,7 +9,26 @@ import typer
 
 from skinlesion import __version__
 from skinlesion.config import RECIPES
+from skinlesion.diagnoses import DISCLAIMER
 from skinlesion.files import InputError
+
+PROGRAM = "python -m skinlesion"
+
+USUAL_ORDER = f"""\
+\b
+The usual order:
+  {PROGRAM} sample outputs/sample   (synthetic, to try it all)
+  {PROGRAM} copy --data DIR --out images
+  {PROGRAM} split --data images --out splits.csv
+  {PROGRAM} train --data images --splits splits.csv --run runs/first
+  {PROGRAM} evaluate --run runs/first
+  {PROGRAM} demo --run runs/first
+
+--data can be omitted if HAM10000_DIR is set, or on Kaggle if the dataset is attached; otherwise
+HAM10000 is downloaded. --weights can be omitted if SKINLESION_WEIGHTS is set. Every command takes
+--help, and --debug to show the traceback of an error.
+
+{DISCLAIMER}"""
 
 
 class Format(StrEnum):
@@ -52,6 +71,9 @@ Weights = Annotated[
 ]
 NearDuplicates = Annotated[
     Path | None, option("CSV", "From near-duplicates (default: the list for HAM10000).")
+]
+AllowIncomplete = Annotated[
+    bool, flag("--allow-incomplete", "Leave out rows without image, and the reverse.")
 ]
 Metadata = Annotated[Path | None, option("CSV", "As HAM10000's, for lesions and subgroups.")]
 

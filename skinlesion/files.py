@@ -1,6 +1,7 @@
 """Files that are written completely or not at all, and the one error that means bad input."""
 
 import contextlib
+import csv
 import json
 import math
 import os
@@ -110,6 +111,51 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def read_csv(path: Path, kind: str, **options: Any) -> "pd.DataFrame":
+    """Read a CSV file that has a header, at least one row, and a value for each column.
+
+    Args:
+        path: the file.
+        kind: what the file is, for the message: `a split file`.
+        **options: of `pandas.read_csv`.
+
+    Raises:
+        InputError: the file cannot be read, is empty, or a line is cut off.
+    """
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path, **options)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file)  # pandas fills short lines up
+            short = [str(lines.line_num) for row in lines if 0 < len(row) < table.shape[1]]
+    except pd.errors.EmptyDataError as error:
+        raise InputError(f"{path}: is empty; expected {kind}") from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as {kind} ({error})") from error
+    if short:
+        raise InputError(
+            f"{path}: too few values in line {name_some(short)}: it may be cut off; copy it again"
+        )
+    if table.empty:
+        raise InputError(f"{path}: has a header but no row; expected {kind}")
+    return table
+
+
+def stat_file(path: str | Path) -> os.stat_result:
+    """Return size and date of a file.
+
+    Raises:
+        InputError: it is not there or cannot be read.
+    """
+    try:
+        return Path(path).stat()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); bring it back, then repeat the command"
+        ) from error
 
 
 def write_csv(path: Path, table: "pd.DataFrame", *, index: bool = False) -> Path:

@@ -1,5 +1,6 @@
 """Where this runs: Kaggle, Colab or another machine; what is attached; where new files go."""
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -225,6 +226,12 @@ def progress_bar(
 def say(text: str) -> None:
     """Print at once, even if output is buffered."""
     print(text, flush=True)
+
+
+@functools.cache
+def warn(text: str) -> None:
+    """Print a warning on stderr. Each text is printed once, however many steps come across it."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def _list_input(patterns: Iterable[str]) -> list[Path]:

@@ -18,6 +18,7 @@ TOP = ["diagnoses", "files", "config", "machine", "cli_options"]
 ROOMS = {
     "data": [
         "download",
+        "metadata",
         "ham10000",
         "synthetic",
         "cache",

@@ -145,6 +145,26 @@ def test_the_variable_names_the_dataset(flat_data, tmp_path):
         (("audit", "{binary}", "--data", "{flat}"), "cannot be read as a split file"),
         (("audit", "absent.csv", "--data", "nowhere"), "absent.csv: cannot be read"),
         (("sample", "/dev/null/x"), "cannot be"),
+        (("copy", "--data", "{incomplete}", "--out", "x"), "leave these out with copy --allow-inc"),
+        (("train", "--run", "{binary}"), "binary: is a file; name the folder of a run"),
+        (
+            (
+                "train",
+                "--run",
+                "x",
+                "--data",
+                "{flat}",
+                "--splits",
+                "{predictions}",
+                "--weights",
+                "none",
+            ),
+            "a split file has image_id, lesion_id, dx, split, and this one image_id, MEL",
+        ),
+        (
+            ("score", "--predictions", "{predictions}", "--truth", "{header}", "--out", "o"),
+            "header: has a header but no row; expected a truth file",
+        ),
         (("evaluate", "--run", "nowhere"), "nowhere: no such folder"),
         (("evaluate", "--run", "a", "b"), "name a folder for the results with --out"),
         (("evaluate", "--run", "a", "--run", "b"), "name a folder for the results with --out"),
@@ -162,7 +182,14 @@ def test_the_users_mistakes_get_one_clear_line_and_status_2(
     arguments, message, flat_data, tmp_path
 ):
     (tmp_path / "binary").write_bytes(bytes(range(256)) * 4)
-    places = {"{flat}": flat_data, "{binary}": tmp_path / "binary"}
+    header = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\n"
+    (tmp_path / "header").write_text(header)
+    (tmp_path / "predictions").write_text(f"{header}a,1.0,0.0,0.0,0.0,0.0,0.0,0.0\n")
+    places = {f"{{{name}}}": tmp_path / name for name in ("binary", "header", "predictions")}
+    places["{flat}"] = flat_data
+    if "{incomplete}" in arguments:
+        next(flat_data.rglob("*.jpg")).unlink()
+        places["{incomplete}"] = flat_data
     finished = skinlesion(*[places.get(argument, argument) for argument in arguments])
     assert finished.returncode == 2
     (line,) = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]

@@ -1,5 +1,6 @@
 import os
 import shutil
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -8,7 +9,6 @@ from skinlesion import machine
 from skinlesion.data import ham10000
 from skinlesion.data.ham10000 import (
     copy_images,
-    dataset_fingerprint,
     find_dataset,
     find_images,
     is_sample,
@@ -16,14 +16,16 @@ from skinlesion.data.ham10000 import (
     load_metadata,
     require_local_dataset,
 )
+from skinlesion.data.metadata import dataset_fingerprint
 from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
-from skinlesion.files import InputError
+from skinlesion.files import InputError, read_json
 from skinlesion.machine import default_images_dir
 
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("SKINLESION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(ham10000, "KAGGLE_MOUNTS", ())
 
 
 def test_an_explicit_path_wins(flat_data, tmp_path, monkeypatch):
@@ -36,9 +38,9 @@ def test_the_variable_comes_next(flat_data, monkeypatch):
     assert find_dataset() == flat_data
 
 
-@pytest.mark.parametrize("index", range(len(ham10000.KAGGLE_MOUNTS)))
+@pytest.mark.parametrize("index", range(2))
 def test_either_kaggle_mount_is_found(index, flat_data, tmp_path, monkeypatch):
-    mounts = [tmp_path / str(number) for number in range(len(ham10000.KAGGLE_MOUNTS))]
+    mounts = [tmp_path / str(number) for number in range(2)]
     shutil.copytree(flat_data, mounts[index])
     monkeypatch.setattr(ham10000, "KAGGLE_MOUNTS", mounts)
     assert find_dataset() == mounts[index]
@@ -156,9 +158,25 @@ class TestCopy:
         with pytest.raises(InputError, match=r"file/all: .*choose another folder"):
             copy_images(flat_data, tmp_path / "file" / "all")
 
+    @pytest.mark.parametrize("links", [True, False])
+    def test_a_source_that_vanishes_is_blamed_itself(self, flat_data, tmp_path, monkeypatch, links):
+        image = flat_data / "HAM10000_images_part_1" / "ISIC_0000002.jpg"
+
+        def vanish(*arguments, **options):
+            table = load_metadata(*arguments, **options)
+            image.unlink()
+            if not links:
+                image.mkdir()  # there, but no file that can be read
+            return table
+
+        monkeypatch.setattr(ham10000, "load_metadata", vanish)
+        out = tmp_path / "all"
+        with pytest.raises(InputError, match=r"^\S+flat\S+ISIC_0000002\.jpg: cannot be read \("):
+            copy_images(flat_data, out)
+
     def test_half_a_dataset_is_refused(self, flat_data, tmp_path):
         shutil.rmtree(flat_data / "HAM10000_images_part_2")
-        with pytest.raises(InputError, match="49 of 98 rows"):
+        with pytest.raises(InputError, match="49 rows without an image"):
             copy_images(flat_data, tmp_path / "all")
         assert not (tmp_path / "all").exists()
 
@@ -236,15 +254,64 @@ def test_an_empty_cell_is_named_by_line(flat_data):
 
 def test_rows_without_image_are_named(flat_data):
     (flat_data / "HAM10000_images_part_1" / "ISIC_0000002.jpg").unlink()
-    with pytest.raises(InputError, match=r"1 of 98 rows .* no image: ISIC_0000002"):
+    with pytest.raises(InputError, match=r"1 rows without an image \(ISIC_0000002\)"):
         load_metadata(flat_data)
 
 
-def test_images_without_row_are_reported_and_left_out(flat_data):
+def test_images_without_row_are_named(flat_data):
     edit(flat_data, lambda table: table.iloc[1:])
-    with pytest.warns(UserWarning, match="1 images have no row .* ISIC_0000000"):
-        table = load_metadata(flat_data)
-    assert len(table) == 97
+    with pytest.raises(InputError, match=r"1 images without a row \(ISIC_0000000\)"):
+        load_metadata(flat_data)
+
+
+class TestIncomplete:
+    GAPS: ClassVar = {
+        "rows without an image": ["ISIC_0000002"],
+        "images without a row": ["ISIC_0000000"],
+    }
+
+    @pytest.fixture
+    def incomplete(self, flat_data):
+        """Lacks the row of the first image, and the image of the third row."""
+        edit(flat_data, lambda table: table.iloc[1:])
+        (flat_data / "HAM10000_images_part_1" / "ISIC_0000002.jpg").unlink()
+        return flat_data
+
+    def test_it_is_loaded_without_what_has_no_partner(self, incomplete):
+        table = load_metadata(incomplete, allow_incomplete=True)
+        assert len(table) == 96
+        assert not {"ISIC_0000000", "ISIC_0000002"} & set(table["image_id"])
+
+    def test_its_copy_is_complete_and_lists_what_was_left_out(self, incomplete, tmp_path, capsys):
+        out = tmp_path / "all"
+        with pytest.raises(InputError, match="or leave these out with copy --allow-incomplete"):
+            copy_images(incomplete, out)
+        copy_images(incomplete, out, allow_incomplete=True)
+        assert read_json(out / "incomplete.json") == self.GAPS
+        assert len(load_metadata(out)) == len(list_images(out)) == 96
+        row = (out / "HAM10000_metadata.csv").read_text().splitlines()[1]
+        assert row in (incomplete / "HAM10000_metadata.csv").read_text().splitlines()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"warning: {incomplete}: incomplete: 1 rows without an image and 1")
+
+    def test_a_complete_dataset_leaves_no_list(self, flat_data, tmp_path):
+        out = copy_images(flat_data, tmp_path / "all", allow_incomplete=True)
+        assert not (out / "incomplete.json").exists()
+
+
+def test_an_image_that_vanished_is_named(flat_data):
+    """A link whose target is gone."""
+    image = flat_data / "HAM10000_images_part_1" / "ISIC_0000002.jpg"
+    image.unlink()
+    image.symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"ISIC_0000002\.jpg: cannot be read \(No such file"):
+        load_metadata(flat_data)
+
+
+def test_names_of_files_in_small_letters_are_joined(flat_data):
+    image = flat_data / "HAM10000_images_part_1" / "ISIC_0000002.jpg"
+    image.rename(image.with_name("isic_0000002.JPG"))
+    assert len(load_metadata(flat_data)) == 98
 
 
 def test_a_file_that_is_no_table_is_refused(flat_data):

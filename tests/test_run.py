@@ -82,6 +82,17 @@ def test_damage_is_noticed(run_copy, name, read):
         read(Run(run_copy))
 
 
+def test_a_file_is_no_run_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: is a file; name the folder of a run"):
+        Run(tmp_path / "file")
+
+
+def test_a_folder_in_a_run_that_does_not_exist_is_not_taken_for_the_run(trained_run):
+    with pytest.raises(InputError, match="modle: no such folder"):
+        Run.find(trained_run / "modle")
+
+
 def test_nothing_trained_says_how_to_train(tmp_path):
     with pytest.raises(InputError, match="skinlesion train"):
         Run.find(tmp_path)

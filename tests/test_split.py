@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from conftest import REAL_DATA, needs_real_data
 
-from skinlesion.data.ham10000 import read_metadata
 from skinlesion.data.leakage import audit_split
+from skinlesion.data.metadata import read_metadata
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import (
     SHARES,
@@ -143,7 +143,8 @@ def test_files_of_other_projects_are_read(tmp_path):
         ("image_id\na\n", "columns missing: split"),
         ("image_id,split\na,holdout\n", "unknown split: holdout"),
         ("image_id,split\n,train\n", "image_id is empty in line 2"),
-        ("", "cannot be read"),
+        ("", "is empty; expected a split file"),
+        ("image_id,split\n", "has a header but no row; expected a split file"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, text, message):

@@ -5,6 +5,7 @@ import math
 import random
 import shutil
 import weakref
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -16,12 +17,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skinlesion.config import make_config
-from skinlesion.data.ham10000 import list_images
+from skinlesion.data.ham10000 import copy_images, list_images
 from skinlesion.data.isic_csv import read_isic
 from skinlesion.data.split import read_split, write_split
 from skinlesion.diagnoses import SYNTHETIC_NOTE
 from skinlesion.evaluation.calibration import calibrate
-from skinlesion.files import InputError
+from skinlesion.files import InputError, read_json
 from skinlesion.model.callbacks import Progress, Resume, TimeLimit, make_callbacks
 from skinlesion.model.datasets import balanced_class_weights, make_batches, make_datasets
 from skinlesion.model.linear_probe import STRENGTHS, fit_linear_probe
@@ -363,6 +364,43 @@ class TestRunFolder:
         with pytest.raises(InputError, match="too small"):
             train(flat_data, tmp_path / "run", tiny(image_size=(16, 16)))
         assert not (tmp_path / "run").exists()
+
+
+class TestIncompleteDataset:
+    @pytest.fixture
+    def incomplete(self, sample, tmp_path):
+        """The sample without its first image and without the row of the last one."""
+        data = Path(shutil.copytree(sample, tmp_path / "data"))
+        csv = data / "HAM10000_metadata.csv"
+        first, *_, last = pd.read_csv(csv)["image_id"]
+        next(data.glob(f"HAM10000_images_part_*/{first}.jpg")).unlink()
+        csv.write_text("".join(csv.read_text().splitlines(keepends=True)[:-1]))
+        return data, first, last
+
+    def test_it_is_refused(self, incomplete, tiny_config, tmp_path):
+        data, first, last = incomplete
+        with pytest.raises(InputError, match=f"{first}.* and .*{last}.*train --allow-incomplete"):
+            train(data, tmp_path / "run", tiny_config)
+        assert not (tmp_path / "run").exists()
+
+    def test_where_it_is_allowed_the_run_lists_what_was_left_out(
+        self, incomplete, tiny_config, tmp_path, capsys
+    ):
+        data, first, last = incomplete
+        run = train(data, Run(tmp_path / "run", allow_incomplete=True), tiny_config)
+        assert read_json(tmp_path / "run" / "incomplete.json") == {
+            "rows without an image": [first],
+            "images without a row": [last],
+        }
+        assert not {first, last} & set(run.split["image_id"])
+        assert "1 images without a row left out" in capsys.readouterr().err
+        calibrate(tmp_path / "run")  # a later step needs no option
+
+    def test_a_run_on_a_copy_lists_what_the_copy_left_out(self, incomplete, tiny_config, tmp_path):
+        data, first, _ = incomplete
+        copy = copy_images(data, tmp_path / "copy", allow_incomplete=True)
+        run = train(copy, tmp_path / "run", tiny_config.model_copy(update={"epochs": 0}))
+        assert read_json(run.folder / "incomplete.json")["rows without an image"] == [first]
 
 
 class TestWithoutNetwork:

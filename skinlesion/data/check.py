@@ -4,11 +4,12 @@ from pathlib import Path
 
 from skinlesion.data.ham10000 import (
     METADATA_NAME,
+    find_gaps,
     list_images,
-    read_metadata,
     require_local_dataset,
 )
 from skinlesion.data.images import find_unreadable
+from skinlesion.data.metadata import read_metadata
 from skinlesion.files import name_some
 from skinlesion.machine import say
 
@@ -31,8 +32,7 @@ def check_dataset(data: str | Path | None = None) -> list[str]:
     table, images = read_metadata(source / METADATA_NAME), list_images(source)
     diagnoses = table.groupby("lesion_id")["dx"].nunique()
     named = {
-        "rows without an image": sorted(set(table["image_id"]) - set(images)),
-        "images without a row": sorted(set(images) - set(table["image_id"])),
+        **find_gaps(table, images),
         "lesions with several diagnoses": sorted(diagnoses.index[diagnoses > 1]),
         "images that cannot be read": find_unreadable(list(images.values())),
     }

@@ -1,19 +1,25 @@
 """HAM10000 on disk: find or download it, read its metadata, copy its images into one folder."""
 
-import hashlib
 import os
-import shutil
-import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 
 from skinlesion.data.download import METADATA_NAME, download_dataset
-from skinlesion.diagnoses import CLASS_CODES, LABEL_OF, SYNTHETIC_NOTE
-from skinlesion.files import InputError, name_some
+from skinlesion.data.metadata import normalise, normalise_id, read_metadata
+from skinlesion.diagnoses import LABEL_OF, SYNTHETIC_NOTE
+from skinlesion.files import (
+    InputError,
+    name_some,
+    read_csv,
+    read_json,
+    stat_file,
+    write_csv,
+    write_json,
+)
 from skinlesion.machine import (
     KAGGLE_MOUNTS,
     default_cache_dir,
@@ -21,16 +27,17 @@ from skinlesion.machine import (
     list_attached,
     progress_bar,
     say,
+    warn,
 )
-
-COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")
-"""The columns of the metadata that must be present. Others are kept and not used."""
 
 SAMPLE_MARKER = "SYNTHETIC_SAMPLE.json"
 """A folder with this file holds the synthetic sample, or a copy of its images."""
 
 MASKS_NAME = "masks"
 """Folder of the sample with the outline of each lesion, a PNG named as the image, white inside."""
+
+GAPS_NAME = "incomplete.json"
+"""What a copy or a run left out of its dataset: see `find_gaps`."""
 
 COPY_THREADS = 8
 """Kaggle's mount is slow for each single file: several requests at a time hide that."""
@@ -113,16 +120,17 @@ def list_images(folder: Path) -> dict[str, Path]:
     returned.
 
     Raises:
-        InputError: there is no image, or two files of one name differ in size.
+        InputError: there is no image, a file or folder cannot be read, or two files of one name
+            differ in size.
     """
     images: dict[str, Path] = {}
     sizes: dict[str, int] = {}
     unequal = []
     for path in sorted(_walk_jpegs(folder)):
-        size = path.stat().st_size
-        if sizes.setdefault(path.stem, size) != size:
-            unequal.append(f"{path} and {images[path.stem]}")
-        images.setdefault(path.stem, path)
+        image_id, size = normalise_id(path.stem), stat_file(path).st_size
+        if sizes.setdefault(image_id, size) != size:
+            unequal.append(f"{path} and {images[image_id]}")
+        images.setdefault(image_id, path)
     if not images:
         raise InputError(
             f"{folder}: no .jpg file in it; expected HAM10000_images_part_1 and _part_2"
@@ -132,94 +140,64 @@ def list_images(folder: Path) -> dict[str, Path]:
     return dict(sorted(images.items()))
 
 
-def load_metadata(folder: Path) -> pd.DataFrame:
+def load_metadata(folder: Path, *, allow_incomplete: bool = False) -> pd.DataFrame:
     """Read `HAM10000_metadata.csv` and join each row to its image.
 
     Args:
         folder: the dataset: the CSV file and, somewhere below it, the images.
+        allow_incomplete: leave out rows without an image and images without a row.
 
     Returns:
         The rows in the order of the file, with two more columns: `label` (int, 0 to 6, in the
         order of `DIAGNOSES`) and `path` (of the image file).
 
     Raises:
-        InputError: as `read_metadata`, or rows without an image, by name.
-
-    Warns:
-        UserWarning: images without a row, by name. They are not used.
+        InputError: as `read_metadata`, or rows without an image or images without a row, by name.
     """
-    table = read_metadata(folder / METADATA_NAME)
-    images = list_images(folder)
-    missing = [image_id for image_id in table["image_id"] if image_id not in images]
-    if missing:
+    table, images = read_metadata(folder / METADATA_NAME), list_images(folder)
+    gaps = [
+        f"{len(ids):,} {what} ({name_some(ids)})"
+        for what, ids in find_gaps(table, images).items()
+        if ids
+    ]
+    if gaps and not allow_incomplete:
         raise InputError(
-            f"{folder}: {len(missing):,} of {len(table):,} rows of {METADATA_NAME} have no image: "
-            f"{name_some(missing)}; complete the dataset (both HAM10000_images_part_1 and "
-            "_part_2), or run notebook 1 again, or remove these rows"
+            f"{folder}: incomplete: {' and '.join(gaps)}; complete the dataset (both "
+            "HAM10000_images_part_1 and _part_2), or leave these out with copy "
+            "--allow-incomplete or train --allow-incomplete"
         )
-    extra = sorted(set(images) - set(table["image_id"]))
-    if extra:
-        warnings.warn(
-            f"{folder}: {len(extra):,} images have no row in {METADATA_NAME} and are not used: "
-            f"{name_some(extra)}",
-            stacklevel=2,
-        )
+    table = table[table["image_id"].isin(images)]
     return table.assign(
         label=table["dx"].map(LABEL_OF).astype(int), path=table["image_id"].map(images)
     )
 
 
-def read_metadata(csv: Path) -> pd.DataFrame:
-    """Read and check the metadata file, without looking for images.
-
-    Returns:
-        The rows in the order of the file, with at least the columns of `COLUMNS`.
-
-    Raises:
-        InputError: the file cannot be read, a column is missing, a cell of `lesion_id`, `image_id`
-            or `dx` is empty, a `dx` is unknown, or an `image_id` is repeated; each by name.
-    """
-    try:
-        table = pd.read_csv(csv, dtype=dict.fromkeys(("lesion_id", "image_id", "dx"), str))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{csv}: cannot be read as a CSV file ({error})") from error
-    absent = [column for column in COLUMNS if column not in table.columns]
-    if absent:
-        raise InputError(
-            f"{csv}: columns missing: {', '.join(absent)}; it has {', '.join(table.columns)}"
-        )
-    for column in ("lesion_id", "image_id", "dx"):
-        empty = [str(row + 2) for row in table.index[table[column].isna()]]
-        if empty:
-            raise InputError(f"{csv}: {column} is empty in line {name_some(empty)}")
-    unknown = sorted(set(table["dx"]) - set(CLASS_CODES))
-    if unknown:
-        raise InputError(
-            f"{csv}: unknown dx: {name_some(unknown)}; known are {', '.join(CLASS_CODES)}"
-        )
-    repeated = sorted(set(table.loc[table["image_id"].duplicated(), "image_id"]))
-    if repeated:
-        raise InputError(f"{csv}: image_id given more than once: {name_some(repeated)}")
-    return table
+def find_gaps(table: pd.DataFrame, images: Mapping[str, Path]) -> dict[str, list[str]]:
+    """List the image ids of `rows without an image` and `images without a row`, sorted."""
+    return {
+        "rows without an image": sorted(set(table["image_id"]) - set(images)),
+        "images without a row": sorted(set(images) - set(table["image_id"])),
+    }
 
 
-def dataset_fingerprint(table: pd.DataFrame) -> str:
-    """Return a SHA-256 that is the same for the same data, whatever the order of rows.
-
-    It covers `image_id`, `lesion_id`, `dx` and the size of each file. Sizes distinguish the
-    original images from a reduced copy, without reading them.
+def record_gaps(data: Path, folder: Path) -> None:
+    """Write what a dataset lacks to `incomplete.json` in a folder, if it lacks anything.
 
     Args:
-        table: from `load_metadata`.
+        data: the dataset. If it is a copy, what the copy left out counts as well.
+        folder: of a copy or a run.
     """
-    rows = sorted(
-        f"{image_id},{lesion_id},{dx},{path.stat().st_size}"
-        for image_id, lesion_id, dx, path in table[["image_id", "lesion_id", "dx", "path"]].values
-    )
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+    gaps = find_gaps(read_metadata(data / METADATA_NAME), list_images(data))
+    if (data / GAPS_NAME).is_file():
+        earlier = read_json(data / GAPS_NAME)
+        gaps = {what: sorted({*ids, *earlier[what]}) for what, ids in gaps.items()}
+    if any(gaps.values()):
+        write_json(folder / GAPS_NAME, gaps)
+        counts = " and ".join(f"{len(ids):,} {what}" for what, ids in gaps.items())
+        warn(f"{data}: incomplete: {counts} left out, listed in {folder / GAPS_NAME}")
 
 
-def copy_images(data: str | Path | None, out: Path) -> Path:
+def copy_images(data: str | Path | None, out: Path, *, allow_incomplete: bool = False) -> Path:
     """Copy the images and the metadata of the dataset into one folder: the step `copy`.
 
     Images are hard links if the file system allows it. Each file is copied completely or not at
@@ -229,6 +207,8 @@ def copy_images(data: str | Path | None, out: Path) -> Path:
         data: folder of the dataset; None takes an earlier copy in `out`, or else looks as
             `find_dataset` does.
         out: folder to fill.
+        allow_incomplete: leave out rows without an image and images without a row, and list them
+            in `incomplete.json`.
 
     Returns:
         `out`, which is a dataset itself: the metadata and all images in one folder.
@@ -239,7 +219,7 @@ def copy_images(data: str | Path | None, out: Path) -> Path:
     """
     # The metadata is copied last: a folder that has it is complete, and its source is not needed.
     source = (_find_copy(out) if data is None else None) or find_dataset(data)
-    paths = list(load_metadata(source)["path"])
+    paths = list(load_metadata(source, allow_incomplete=allow_incomplete)["path"])
     if source == out:
         ways = ["already there"] * len(paths)
     else:
@@ -270,7 +250,13 @@ def _copy_dataset(source: Path, paths: list[Path], out: Path) -> list[str]:
     # Not as hard links: people edit the metadata, and would change the source.
     if is_sample(source):
         _copy(source / SAMPLE_MARKER, out / SAMPLE_MARKER)
-    _copy(source / METADATA_NAME, out / METADATA_NAME)
+    record_gaps(source, out)
+    if not (out / GAPS_NAME).is_file():
+        _copy(source / METADATA_NAME, out / METADATA_NAME)
+    else:
+        table = read_csv(source / METADATA_NAME, "a CSV file", dtype=str, keep_default_na=False)
+        there = {normalise_id(path.stem) for path in paths}
+        write_csv(out / METADATA_NAME, table[normalise(table)["image_id"].isin(there)])
     return ways
 
 
@@ -281,17 +267,19 @@ def _place_all(paths: list[Path], out: Path) -> list[str]:
             placing = pool.map(lambda path: _place(path, out / path.name), paths)
             return list(progress_bar(placing, "copying images", len(paths)))
         except OSError as error:
-            pool.shutdown(cancel_futures=True)
             raise InputError(
                 f"{out}: {error.strerror or error}; make room or choose another folder, then "
                 "repeat the command: finished files are kept"
             ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _place(source: Path, target: Path) -> str:
     """Link or copy one file; return `already there`, `linked` or `copied`."""
+    size = stat_file(source).st_size
     if target.is_file():
-        if target.stat().st_size == source.stat().st_size:
+        if target.stat().st_size == size:
             return "already there"
         target.unlink()
     try:
@@ -303,8 +291,15 @@ def _place(source: Path, target: Path) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{source}: cannot be read ({error.strerror}); check the dataset, then repeat the "
+            "command: finished files are kept"
+        ) from error
     part = target.with_name(target.name + ".part")
-    shutil.copyfile(source, part)
+    part.write_bytes(content)
     part.replace(target)
 
 
@@ -328,7 +323,10 @@ def _find_copy(folder: Path) -> Path | None:
 
 
 def _walk_jpegs(folder: Path) -> Iterator[Path]:
-    for parent, _, names in os.walk(folder, followlinks=True):
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+    for parent, _, names in os.walk(folder, onerror=refuse, followlinks=True):
         yield from (Path(parent) / name for name in names if name.lower().endswith(".jpg"))
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from skinlesion.data.metadata import normalise_id
 from skinlesion.diagnoses import CLASS_CODES, ISIC_COLUMNS
-from skinlesion.files import InputError, name_some, write_csv
+from skinlesion.files import InputError, name_some, read_csv, write_csv
 
 _COLUMNS = [code.upper() for code in CLASS_CODES]
 
@@ -37,7 +38,7 @@ def read_isic(path: Path) -> tuple[list[str], np.ndarray]:
         InputError: the file cannot be read, a column is missing or unknown, an image is repeated,
             a value is not a number from 0 to 1, or all values of an image are 0; each by name.
     """
-    names, values = _read(path, "predictions")
+    names, values = _read(path, "a predictions file")
     empty = values.sum(axis=1) == 0
     if empty.any():
         bad = [name for name, is_bad in zip(names, empty, strict=True) if is_bad]
@@ -54,7 +55,7 @@ def read_truth(path: Path) -> tuple[list[str], np.ndarray]:
     Raises:
         InputError: as `read_isic`, or a row without exactly one 1.0, by name.
     """
-    names, values = _read(path, "truth")
+    names, values = _read(path, "a truth file")
     wrong = ~(np.isin(values, (0, 1)).all(axis=1) & (values.sum(axis=1) == 1))
     if wrong.any():
         bad = [name for name, is_bad in zip(names, wrong, strict=True) if is_bad]
@@ -82,10 +83,7 @@ def read_isic_for(path: Path, image_ids: list[str]) -> np.ndarray:
 
 
 def _read(path: Path, kind: str) -> tuple[list[str], np.ndarray]:
-    try:
-        table = pd.read_csv(path, dtype={"image": str})
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a {kind} file ({error})") from error
+    table = read_csv(path, kind, dtype={"image": str})
     absent = [name for name in ("image", *ISIC_COLUMNS) if name not in table.columns]
     unknown = [str(name) for name in table.columns if name not in ("image", *ISIC_COLUMNS)]
     if absent or unknown:
@@ -96,7 +94,7 @@ def _read(path: Path, kind: str) -> tuple[list[str], np.ndarray]:
     unnamed = [str(row + 2) for row in table.index[table["image"].isna()]]
     if unnamed:
         raise InputError(f"{path}: image is empty in line {name_some(unnamed)}")
-    names = table["image"].str.strip().str.removesuffix(".jpg")
+    names = table["image"].map(normalise_id)
     doubled = sorted(set(names[names.duplicated()]))
     if doubled:
         raise InputError(f"{path}: image given more than once: {name_some(doubled)}")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from skinlesion.data.ham10000 import METADATA_NAME, read_metadata, require_local_dataset
+from skinlesion.data.ham10000 import METADATA_NAME, require_local_dataset
+from skinlesion.data.metadata import read_metadata
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import SPLITS, merge_lesions, read_any_split
 from skinlesion.diagnoses import CLASS_CODES

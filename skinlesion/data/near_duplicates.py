@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from skinlesion.data.images import decode_image
+from skinlesion.data.metadata import normalise_id
 from skinlesion.files import InputError, name_some
 from skinlesion.machine import progress_bar
 
@@ -61,7 +62,7 @@ def read_near_duplicates(csv: Path | None = None) -> pd.DataFrame:
     empty = [str(row + 2) for row in pairs.index[pairs[list(COLUMNS)].isna().any(axis=1)]]
     if empty:
         raise InputError(f"{source}: an image_id is empty in line {name_some(empty)}")
-    return pairs
+    return pairs.assign(**{column: pairs[column].map(normalise_id) for column in COLUMNS})
 
 
 def find_near_duplicates(

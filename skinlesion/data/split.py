@@ -11,9 +11,10 @@ from sklearn.model_selection import train_test_split
 
 from skinlesion.config import Split, make_config
 from skinlesion.data.ham10000 import find_dataset, is_sample, load_metadata
+from skinlesion.data.metadata import normalise
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.diagnoses import SYNTHETIC_NOTE
-from skinlesion.files import InputError, name_some, write_csv
+from skinlesion.files import InputError, name_some, read_csv, write_csv
 from skinlesion.machine import say
 
 SPLITS = ("train", "validation", "test")
@@ -167,19 +168,19 @@ def read_any_split(csv: Path, columns: Sequence[str] = ("image_id", "split")) ->
         InputError: the file cannot be read, a column is missing, an image id is empty, or a split
             is unknown, by name.
     """
-    try:
-        split = pd.read_csv(csv, dtype=str)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{csv}: cannot be read as a split file ({error})") from error
+    split = read_csv(csv, "a split file", dtype=str)
     if "image_id" not in split.columns:
         split = split.rename(columns={"image": "image_id"})
     absent = [column for column in columns if column not in split.columns]
     if absent:
-        raise InputError(f"{csv}: columns missing: {', '.join(absent)}")
+        raise InputError(
+            f"{csv}: columns missing: {', '.join(absent)}; a split file has "
+            f"{', '.join(columns)}, and this one {', '.join(split.columns)}"
+        )
     empty = [str(row + 2) for row in split.index[split["image_id"].isna()]]
     if empty:
         raise InputError(f"{csv}: image_id is empty in line {name_some(empty)}")
-    split["image_id"] = split["image_id"].str.removesuffix(".jpg")
+    split = normalise(split)
     split["split"] = split["split"].fillna("(empty)").str.strip().str.lower().replace(SYNONYMS)
     unknown = sorted(set(split["split"]) - set(SPLITS))
     if unknown:

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from skinlesion.data.ham10000 import COLUMNS, MASKS_NAME, METADATA_NAME, SAMPLE_MARKER
+from skinlesion.data.ham10000 import MASKS_NAME, METADATA_NAME, SAMPLE_MARKER
 from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
 from skinlesion.files import InputError, read_json, write_atomically, write_csv, write_json
 from skinlesion.machine import progress_bar
@@ -345,6 +345,6 @@ def make_sample(out: str | Path, *, images_per_class: int = 60, seed: int = 0) -
         lesions = pool.map(lambda plan: _write_lesion(out, seed, *plan), plans)
         drawn = progress_bar(lesions, "drawing the sample", len(plans), unit="lesion")
         rows = [row for lesion in drawn for row in lesion]
-    write_csv(out / METADATA_NAME, pd.DataFrame(rows, columns=list(COLUMNS)))
+    write_csv(out / METADATA_NAME, pd.DataFrame(rows))
     (out / _UNFINISHED_NAME).replace(out / SAMPLE_MARKER)
     return out

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skinlesion.data.ham10000 import METADATA_NAME, find_local_dataset, list_images, read_metadata
+from skinlesion.data.ham10000 import METADATA_NAME, find_local_dataset, list_images
+from skinlesion.data.metadata import read_metadata
 from skinlesion.data.synthetic import make_sample
 from skinlesion.demo.predict import CalibratedPredictor
 from skinlesion.diagnoses import CLASS_NAMES, LABEL_OF

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 
-from skinlesion.data.ham10000 import find_dataset, load_metadata
+from skinlesion.data.ham10000 import find_dataset
 from skinlesion.data.images import load_images
 from skinlesion.data.split import join_split, take_limited
 from skinlesion.evaluation.metrics import MALIGNANT
@@ -128,9 +128,7 @@ def calibrate(run: str | Path | Run, data: str | Path | None = None) -> Calibrat
         say(f"calibrate: {run} is calibrated already")
         return load_calibration(run)
     split = run.split
-    table = load_metadata(find_dataset(data or run.dataset))
-    run.require_same_dataset(table)
-    rows = join_split(table, split)
+    rows = join_split(run.load_dataset(find_dataset(data or run.dataset)), split)
     train, validation = (rows[rows["split"] == part] for part in ("train", "validation"))
     train = take_limited(train, run.config.limit, seed=run.config.seed)
     predictor = Predictor.load(run)

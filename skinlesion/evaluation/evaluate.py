@@ -11,12 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from skinlesion.data.ham10000 import (
-    MASKS_NAME,
-    find_dataset,
-    list_images,
-    load_metadata,
-)
+from skinlesion.data.ham10000 import MASKS_NAME, find_dataset, list_images
 from skinlesion.data.isic_csv import write_isic
 from skinlesion.data.split import join_split
 from skinlesion.diagnoses import CLASS_CODES
@@ -56,9 +51,9 @@ def evaluate(
     run = Run.find(run)
     calibration, split = load_calibration(run), run.split
     source = find_dataset(data or run.dataset)
-    table = load_metadata(source)
-    run.require_same_dataset(table)
-    rows = join_split(table, split).query("split == 'test'").reset_index(drop=True)
+    rows = (
+        join_split(run.load_dataset(source), split).query("split == 'test'").reset_index(drop=True)
+    )
     predictor = Predictor.load(run)
     say(f"evaluate: predicting {len(rows):,} test images")
     outputs = predictor.predict_files(list(rows["path"]), maps=(source / MASKS_NAME).is_dir())
@@ -158,11 +153,10 @@ def evaluate_together(
     """
     found = _find_runs(runs)
     is_ensemble = _have_same_test_images(found)
-    table = load_metadata(find_dataset(data or found[0].dataset))
+    source = find_dataset(data or found[0].dataset)
     parts, members, calibrated = [], {}, []
     for run in found:
-        run.require_same_dataset(table)
-        rows = run.rows("test")[["image_id"]].merge(table, on="image_id")
+        rows = run.rows("test")[["image_id"]].merge(run.load_dataset(source), on="image_id")
         rows = rows.sort_values("image_id", ignore_index=True)
         y_prob = _predict_test(run, rows, tta=tta)
         parts.append(rows)

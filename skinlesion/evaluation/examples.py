@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from skinlesion.data.ham10000 import find_dataset, load_metadata
+from skinlesion.data.ham10000 import find_dataset
 from skinlesion.data.images import decode_image
 from skinlesion.evaluation import plots
 from skinlesion.evaluation.calibration import apply_temperature, load_calibration
@@ -38,7 +38,7 @@ def plot_mistakes(run: Run, *, data: str | Path | None = None) -> Figure:
 
 def read_test(run: Run, data: str | Path | None) -> tuple[pd.DataFrame, np.ndarray]:
     """The test images with their metadata and label, and their calibrated probabilities."""
-    table = load_metadata(find_dataset(data or run.dataset))
+    table = run.load_dataset(find_dataset(data or run.dataset))
     rows = run.rows("test")[["image_id"]].merge(table, on="image_id")
     y_prob = run.read_predictions("test", list(rows["image_id"]))
     return rows, apply_temperature(y_prob, load_calibration(run).temperature)

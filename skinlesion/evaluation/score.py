@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from skinlesion.data.ham10000 import read_metadata
 from skinlesion.data.isic_csv import read_isic_for, read_truth
+from skinlesion.data.metadata import read_metadata
 from skinlesion.diagnoses import LABEL_OF
 from skinlesion.evaluation.report import describe_metrics, write_report
 from skinlesion.files import InputError, name_some

@@ -38,7 +38,7 @@ def make_datasets(
     Raises:
         InputError: split and dataset do not fit, or images cannot be read.
     """
-    rows = join_split(load_metadata(data), split)
+    rows = join_split(load_metadata(data, allow_incomplete=True), split)
     parts = {name: rows[rows["split"] == name] for name in ("train", "validation")}
     parts["train"] = take_limited(parts["train"], config.limit, seed=config.seed)
     weights = np.ones(NUM_CLASSES)

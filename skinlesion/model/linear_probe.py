@@ -80,6 +80,15 @@ def fit_linear_probe(
     return table
 
 
+def _require_own_head(model: keras.Sequential) -> None:
+    layers = [layer.name for layer in find_part(model, "head").layers]
+    if layers != ["pool", "dropout", "probabilities"]:
+        raise InputError(
+            f"the logistic regression fits the recipe's own head, and this one has the layers "
+            f"{', '.join(layers)}: set linear_probe to False"
+        )
+
+
 def _describe(
     classifier: keras.Sequential, images: tf.data.Dataset, title: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -11,8 +11,9 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from skinlesion.config import Config, Resize, read_config
-from skinlesion.data.ham10000 import METADATA_NAME, dataset_fingerprint
+from skinlesion.data.ham10000 import GAPS_NAME, METADATA_NAME, load_metadata
 from skinlesion.data.isic_csv import read_isic_for, write_isic
+from skinlesion.data.metadata import dataset_fingerprint
 from skinlesion.data.split import read_split
 from skinlesion.diagnoses import CLASS_CODES, LABEL_OF
 from skinlesion.files import InputError, read_json, write_folder_atomically, write_json
@@ -49,10 +50,24 @@ class Run:
     Args:
         folder: of the run; need not exist.
         model_dir: the folder of the saved model; None: `model/` in the run.
+        allow_incomplete: also train on a dataset with rows without an image or images without a
+            row. `incomplete.json` lists what was left out.
+
+    Raises:
+        InputError: `folder` is a file.
     """
 
-    def __init__(self, folder: str | Path, *, model_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        model_dir: Path | None = None,
+        allow_incomplete: bool = False,
+    ) -> None:
         self.folder = Path(folder)
+        if self.folder.is_file():
+            raise InputError(f"{folder}: is a file; name the folder of a run")
+        self.allow_incomplete = allow_incomplete or (self.folder / GAPS_NAME).is_file()
         self.model_dir = model_dir or self.folder / "model"
         self.evaluation_dir = self.folder / "evaluation"
         self.splits_path = self.folder / "splits.csv"
@@ -75,6 +90,8 @@ class Run:
         if isinstance(path, Run):
             path = path.folder
         path = Path(path)
+        if not path.exists():
+            raise InputError(f"{path}: no such folder; name a trained run")
         for folder in (path, path.resolve().parent):
             if (folder / "config.json").is_file() and (folder / "model" / INFO_NAME).is_file():
                 return cls(folder)
@@ -85,8 +102,6 @@ class Run:
                 f"{path}: its training is not finished; continue it: python -m skinlesion train "
                 f"--run {path}"
             )
-        if not path.exists():
-            raise InputError(f"{path}: no such folder; name a trained run")
         raise InputError(
             f"{path}: neither a trained run nor a saved model; train one first: "
             "python -m skinlesion train --data DIR --run RUN"
@@ -172,17 +187,21 @@ class Run:
         folder = Path(self.description["dataset"]["folder"])
         return folder if (folder / METADATA_NAME).is_file() else None
 
-    def require_same_dataset(self, table: pd.DataFrame) -> None:
-        """Raise `InputError` unless the run was trained on this dataset.
+    def load_dataset(self, data: Path) -> pd.DataFrame:
+        """Load the metadata of a dataset, as `load_metadata`.
 
-        Args:
-            table: from `load_metadata`.
+        Raises:
+            InputError: as `load_metadata`, or the run was trained on another dataset.
         """
-        if self.description["dataset"]["fingerprint"] != dataset_fingerprint(table):
+        table = load_metadata(data, allow_incomplete=self.allow_incomplete)
+        if self.is_begun and self.description["dataset"]["fingerprint"] != dataset_fingerprint(
+            table
+        ):
             raise InputError(
                 f"{self}: was trained on another dataset than the one given; name that one with "
                 "--data"
             )
+        return table
 
     def predictions_path(self, part: str, *, tta: bool = False) -> Path:
         """The file of uncalibrated probabilities of one part, in the ISIC form."""

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from skinlesion.config import Config, find_differences, make_config, read_config
-from skinlesion.data.ham10000 import is_sample, load_metadata
+from skinlesion.data.ham10000 import is_sample
 from skinlesion.data.split import is_same_split
 from skinlesion.files import InputError
 from skinlesion.machine import default_weights, say
@@ -86,7 +86,7 @@ def require_same_run(run: Run, data: Path, split: pd.DataFrame, config: Config) 
             f"{run}: was started with other settings ({other}); use those, or give the new run "
             "another name"
         )
-    run.require_same_dataset(load_metadata(data))
+    run.load_dataset(data)
     if not is_same_split(run.split, split):
         raise InputError(f"{run}: was started with another split; give the new run another name")
 

@@ -8,7 +8,8 @@ import keras
 import pandas as pd
 
 from skinlesion.config import Config, Split
-from skinlesion.data.ham10000 import dataset_fingerprint, find_dataset, is_sample, load_metadata
+from skinlesion.data.ham10000 import find_dataset, is_sample, record_gaps
+from skinlesion.data.metadata import dataset_fingerprint
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import make_split, read_split
 from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
@@ -150,14 +151,16 @@ def begin_run(
     shutil.rmtree(run.evaluation_dir, ignore_errors=True)
     if run.is_begun:
         return
+    table = run.load_dataset(data)
+    record_gaps(data, run.folder)
     write_csv(run.splits_path, split)
     settings = {"config": config.model_dump(), "seed": config.seed}
-    write_json(run.folder / "config.json", settings | _describe(model, data))
+    write_json(run.folder / "config.json", settings | _describe(model, data, table))
 
 
-def _describe(model: keras.Sequential, data: Path) -> dict[str, Any]:
+def _describe(model: keras.Sequential, data: Path, table: pd.DataFrame) -> dict[str, Any]:
     """What `config.json` holds beside the settings."""
-    table, pretrained = load_metadata(data), pretrained_weights(model)
+    pretrained = pretrained_weights(model)
     return {
         "weights": {
             "source": pretrained.source,
@@ -271,4 +274,4 @@ def _choose_split(
         return read_split(splits)
     if run.is_begun:
         return run.split
-    return make_split(load_metadata(data), kind, seed=seed, pairs=read_near_duplicates())
+    return make_split(run.load_dataset(data), kind, seed=seed, pairs=read_near_duplicates())
