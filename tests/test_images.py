@@ -1,6 +1,8 @@
 import os
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 from skinlesion.data.images import (
     decode_image,
+    find_unreadable,
     list_image_files,
     load_images,
     open_upright,
@@ -71,6 +74,52 @@ def test_16_bit_grey_keeps_its_shades(tmp_path):
     assert (np.abs(pixels.astype(int) - 127) <= 1).all()
 
 
+GREY = np.linspace(0, 1, 40 * 60).reshape(40, 60)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("float.tif", GREY.astype(np.float32), "without a declared range"),
+        ("nan.tif", np.full((40, 60), np.nan, np.float32), "without a declared range"),
+        ("int32.tif", (GREY * 255).astype(np.int32), "without a declared range"),
+        ("12bit.png", (GREY * 4095).astype(np.uint16), "use the lowest 12 bits only"),
+        ("12bit.tif", (GREY * 4095).astype(np.uint16), "use the lowest 12 bits only"),
+    ],
+)
+def test_numbers_that_would_become_black_are_refused(tmp_path, name, values, message):
+    Image.fromarray(values).save(tmp_path / name)
+    with pytest.raises(InputError, match=f"^{name}: .*{message}.*save it with 8 bits"):
+        decode_image(tmp_path / name, image_size=(8, 12))
+
+
+def write_png_of_16_bit_colours(path, value):
+    """60x40 pixels of one 16-bit grey value, as RGB; Pillow cannot write this."""
+
+    def chunk(kind, content):
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+    rows = (b"\0" + struct.pack(">H", value) * 3 * 60) * 40
+    header = struct.pack(">IIBBBBB", 60, 40, 16, 2, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_16_bit_colours_are_scaled_and_12_bits_in_them_refused(tmp_path):
+    write_png_of_16_bit_colours(tmp_path / "a.png", 0x8000)
+    assert (decode_image(tmp_path / "a.png", image_size=(8, 12)) == 0x80).all()
+    write_png_of_16_bit_colours(tmp_path / "b.png", 0x0FFF)
+    with pytest.raises(InputError, match=r"b\.png: .* use the lowest 12 bits only"):
+        decode_image(tmp_path / "b.png", image_size=(8, 12))
+
+
+def test_half_transparent_pixels_are_mixed_with_white(tmp_path):
+    pixels = decode(Image.new("RGBA", (60, 40), (0, 100, 200, 51)), tmp_path / "a.png")
+    # A fifth of the colour and four fifths of white: 0.8 * 255 + 0.2 * (0, 100, 200).
+    assert (pixels == (204, 224, 244)).all()
+
+
 def test_nearest_takes_pixels_as_they_are(tmp_path):
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "a.png")
     pixels = decode_image(tmp_path / "a.png", image_size=(4, 4), resize="nearest")
@@ -119,14 +168,16 @@ def test_a_jpeg_is_reduced_only_down_to_the_size_that_is_needed(tmp_path, at_lea
     assert open_upright(tmp_path / "a.jpg", at_least=at_least).size == (size, size)
 
 
-def test_image_files_of_a_folder_are_told_from_others_by_their_ending(tmp_path):
+def test_image_files_of_a_folder_are_found_by_ending_or_content(halves, tmp_path):
     names = ["b.JPG", "a.webp", "c.Tiff", "notes.txt", "d.gif", "e", ".hidden.png"]
     for name in names:
         (tmp_path / name).touch()
+    halves.save(tmp_path / "f", format="JPEG")
+    halves.save(tmp_path / "g.upload", format="WEBP")
     (tmp_path / "folder.png").mkdir()
     images, others = list_image_files(tmp_path)
-    assert [path.name for path in images] == ["a.webp", "b.JPG", "c.Tiff", "d.gif"]
-    assert [path.name for path in others] == ["e", "notes.txt"]
+    assert [path.name for path in images] == ["a.webp", "b.JPG", "c.Tiff", "d.gif", "f", "g.upload"]
+    assert [path.name for path in others] == ["e", "folder.png", "notes.txt"]
     with pytest.raises(InputError, match="absent: cannot be read as a folder"):
         list_image_files(tmp_path / "absent")
 
@@ -151,6 +202,23 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
     Image.new("1", (10_000, 6_000)).save(tmp_path / "huge.png")
     with pytest.raises(InputError, match="10000 x 6000 pixels are too many"):
         decode_image(tmp_path / "huge.png", image_size=(8, 12))
+
+
+def test_only_a_jpeg_that_is_reduced_while_it_is_decoded_may_have_50_million_pixels(tmp_path):
+    for ending in ("png", "jpg"):
+        Image.new("L", (7_000, 6_000)).save(tmp_path / f"large.{ending}")
+    assert decode_image(tmp_path / "large.jpg", image_size=(8, 12)).shape == (8, 12, 3)
+    with pytest.raises(InputError, match=r"7000 x 6000 pixels .* smaller than 35 million"):
+        decode_image(tmp_path / "large.png", image_size=(8, 12))
+    assert find_unreadable([tmp_path / "large.jpg"]) == []
+
+
+def test_an_image_that_vanishes_before_it_is_decoded_is_named(flat_data, tmp_path):
+    paths = sorted(flat_data.rglob("*.jpg"))
+    paths[3].unlink()
+    for cache in (None, tmp_path / "cache"):
+        with pytest.raises(InputError, match=rf"{paths[3].name}: cannot be read .*No such file"):
+            load_images(paths, image_size=(8, 12), cache=cache)
 
 
 def test_many_images_keep_their_order(flat_data):

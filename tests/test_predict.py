@@ -188,9 +188,10 @@ def test_every_image_file_of_a_folder_is_listed_and_every_other_one_named(tmp_pa
     images |= {f"{number}{ending.upper()}" for number, ending in enumerate(ENDINGS, 10)}
     for name in (*images, "notes.txt", "report.pdf"):
         (tmp_path / name).touch()
+    (tmp_path / "more").mkdir()
     assert {path.name for path in list_files([tmp_path])} == images
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.endswith("ignored, not image files: notes.txt, report.pdf")
+    assert line.endswith("ignored, not image files: more/, notes.txt, report.pdf")
 
 
 def test_nothing_to_predict_is_refused(pictures, tmp_path):

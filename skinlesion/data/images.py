@@ -10,12 +10,17 @@ from PIL import ExifTags, Image, ImageOps
 
 from skinlesion.config import Resize
 from skinlesion.data.cache import MEMORY_BUDGET, make_array, make_key
-from skinlesion.files import InputError, name_some
+from skinlesion.files import InputError, name_some, stat_file
 from skinlesion.machine import progress_bar
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 MAX_PIXELS = 50_000_000
 """Larger images are refused before they are decoded. HAM10000's have 270,000 pixels."""
+MAX_DECODED = 35_000_000
+"""Most pixels after the decoder has reduced a JPEG: at most 300 MB of memory and about a second."""
+DARKEST = 16
+"""Images of 16 bits whose brightest value, of 255, is below this are refused: the values have 12
+bits or fewer, so that the image would be black."""
 CHUNK = 64
 """Images decoded at a time, so that memory use is bounded."""
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
@@ -24,7 +29,7 @@ Ghostscript on a stranger's program."""
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 """The usual endings of files in these formats."""
 
-DECODER = "1"
+DECODER = "2"
 """Increase this when `decode_image` returns other pixels than before: old cache files become
 invalid."""
 
@@ -42,20 +47,18 @@ def open_upright(path: str | Path, *, at_least: int | None = None) -> Image.Imag
         An RGB image. Transparent pixels are white.
 
     Raises:
-        InputError: the file is not an image, is truncated, or has more than `MAX_PIXELS` pixels.
-            The message names the file without its folder, so that the demo can show it.
+        InputError: the file is not an image, is truncated, has too many pixels, or holds numbers
+            whose range it does not declare. The message names the file without its folder, so that
+            the demo can show it.
     """
     name = Path(path).name
     try:
         with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(
-                    f"{name}: {image.width} x {image.height} pixels are too many; make it smaller "
-                    f"than {MAX_PIXELS // 1_000_000} million pixels"
-                )
+            _require_size(name, image, MAX_PIXELS)
             if at_least is not None:
                 image.draft("RGB", (at_least, at_least))
-            return _to_rgb(ImageOps.exif_transpose(image))
+            _require_size(name, image, MAX_DECODED)
+            return _load_rgb(name, image)
     except InputError:
         raise
     except Image.DecompressionBombError as error:  # Pillow refuses to open it
@@ -168,7 +171,7 @@ def _decode_chunks(
 
 def _stamp(path: str | Path) -> str:
     """Identify the version of a file without reading it: name, size and date."""
-    status = Path(path).stat()
+    status = stat_file(path)
     return f"{Path(path).name} {status.st_size} {status.st_mtime_ns}"
 
 
@@ -177,7 +180,7 @@ def find_unreadable(paths: Sequence[str | Path]) -> list[str]:
 
     def read(path: str | Path) -> str | None:
         try:
-            open_upright(path)
+            open_upright(path, at_least=1)
         except InputError as error:
             return str(error)
         return None
@@ -188,29 +191,68 @@ def find_unreadable(paths: Sequence[str | Path]) -> list[str]:
 
 
 def list_image_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """List the files directly in a folder, by their ending.
+    """List what is directly in a folder.
 
     Returns:
-        The image files, with an ending of `ENDINGS` in upper or lower case, and all other files;
-        both sorted. Hidden files and folders are left out.
+        The image files, which have an ending of `ENDINGS` in upper or lower case or begin as an
+        image does, and all other files and folders; both sorted. What is hidden is left out.
 
     Raises:
         InputError: the folder does not exist or cannot be read.
     """
     try:
-        files = sorted(
-            path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")
-        )
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise InputError(f"{folder}: cannot be read as a folder ({error.strerror})") from error
-    images = [path for path in files if path.suffix.lower() in ENDINGS]
-    return images, [path for path in files if path.suffix.lower() not in ENDINGS]
+    images = [path for path in paths if _seems_image(path)]
+    return images, [path for path in paths if path not in set(images)]
+
+
+def _seems_image(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    if path.suffix.lower() in ENDINGS:
+        return True
+    try:
+        Image.open(path, formats=FORMATS).close()
+    except Exception:  # as in `open_upright`
+        return False
+    return True
+
+
+def _require_size(name: str, image: Image.Image, most: int) -> None:
+    if image.width * image.height > most:
+        raise InputError(
+            f"{name}: {image.width} x {image.height} pixels are too many; make it smaller than "
+            f"{most // 1_000_000} million pixels"
+        )
+
+
+def _load_rgb(name: str, image: Image.Image) -> Image.Image:
+    """Decode an opened file, upright and as RGB; refuse what would silently become black."""
+    if image.mode in ("I", "F") and image.format != "PNG":
+        raise InputError(
+            f"{name}: holds numbers without a declared range ({image.mode}, 32 bits); save it with "
+            "8 bits for each colour"
+        )
+    is_deep = image.mode.startswith("I") or ";16" in str(image.tile)
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    rgb = _to_rgb(image)
+    if is_deep and max(highest for _, highest in rgb.getextrema()) < DARKEST:
+        raise InputError(
+            f"{name}: its 16-bit values use the lowest 12 bits only, so that it would be black; "
+            "save it with 8 bits for each colour"
+        )
+    return rgb
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit greyscale: convert("RGB") would clip it to white
-        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image)
+        return white
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -283,7 +283,8 @@ def list_files(paths: Sequence[str | Path]) -> list[Path]:
             if not images:
                 raise InputError(f"{path}: no image file directly in it ({', '.join(ENDINGS)})")
             if others:
-                ignored = name_some([other.name for other in others], shown=len(others))
+                names = [f"{other.name}/" if other.is_dir() else other.name for other in others]
+                ignored = name_some(names, shown=len(names))
                 say(f"predict: {path}: ignored, not image files: {ignored}")
             files += images
         elif path.is_file():
