@@ -40,20 +40,29 @@ def test_what_does_not_fit_is_a_file_that_is_used_again(tmp_path):
     assert made == [0, 2]
 
 
-@pytest.mark.parametrize("damage", ["cut off", "of something else", "empty"])
-def test_a_file_that_is_damaged_or_of_other_data_is_made_again(tmp_path, damage):
+@pytest.mark.parametrize(
+    "damage", ["cut off", "of something else", "empty", "one bit of the array", "one bit before it"]
+)
+def test_a_file_that_is_damaged_or_of_other_data_is_made_again(tmp_path, damage, capsys):
     make(tmp_path)
     (path,) = tmp_path.iterdir()
     if damage == "cut off":
         path.write_bytes(path.read_bytes()[:-70])
     elif damage == "empty":
         path.write_bytes(b"")
+    elif damage.startswith("one bit"):
+        content = bytearray(path.read_bytes())
+        end = len(content) - 72  # a checksum of 8 digits and a key of 64
+        content[end - 6 if damage == "one bit of the array" else 20] ^= 1
+        path.write_bytes(content)
     else:
         make(tmp_path, key="b" * 64)
         (tmp_path / f"{'b' * 64}.npy").replace(path)
     made = []
+    capsys.readouterr()
     assert make(tmp_path, made=made)[:, 0].tolist() == [0, 1, 2, 3]
     assert made == [0, 2]
+    assert capsys.readouterr().out.startswith(f"cache: {path} is damaged and is made again\n")
 
 
 def test_an_interruption_leaves_nothing(tmp_path):
