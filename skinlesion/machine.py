@@ -30,6 +30,9 @@ KAGGLE_MOUNTS = (
 )
 """Where Kaggle mounts the attached dataset: the new path and the old one."""
 
+LOCK_NAME = "train.lock"
+"""The lock in the folder of a run that is being trained. Copies of the folder are not locked."""
+
 EARLIER_OUTPUTS = ("notebooks/*/*", "datasets/*/*", "*")
 """Where Kaggle mounts the output of another notebook, or a dataset made from it."""
 
@@ -242,7 +245,7 @@ def _list_input(patterns: Iterable[str]) -> list[Path]:
 def _copy_writable(source: Path, target: Path) -> None:
     """Copy the files of a folder without their permissions: Kaggle's input is read-only."""
     for path in source.rglob("*"):
-        if path.is_file():
+        if path.is_file() and path.name != LOCK_NAME:
             copied = target / path.relative_to(source)
             copied.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copied)

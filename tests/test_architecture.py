@@ -35,6 +35,7 @@ ROOMS = {
         "resnet50",
         "provenance",
         "run",
+        "run_lock",
         "run_settings",
         "predictor",
         "datasets",

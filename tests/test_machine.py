@@ -125,6 +125,13 @@ def test_a_finished_run_is_brought_before_an_interrupted_one(kaggle, tmp_path):
     assert (brought / "config.json").read_text() == "finished"
 
 
+def test_the_lock_of_an_interrupted_run_is_not_brought(kaggle, tmp_path):
+    write(kaggle / "notebooks/someone/first/runs/default/config.json", "interrupted")
+    write(kaggle / "notebooks/someone/first/runs/default/train.lock", "{}")
+    brought = bring_earlier("runs/default", tmp_path / "work")
+    assert [path.name for path in brought.iterdir()] == ["config.json"]
+
+
 def test_what_is_there_already_stays(kaggle, tmp_path):
     write(kaggle / "notebooks/someone/first/splits_default.csv", "theirs")
     mine = write(tmp_path / "work/splits_default.csv", "mine")

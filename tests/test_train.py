@@ -19,10 +19,11 @@ from sklearn.preprocessing import StandardScaler
 from skinlesion.config import make_config
 from skinlesion.data.ham10000 import copy_images, list_images
 from skinlesion.data.isic_csv import read_isic
-from skinlesion.data.split import read_split, write_split
+from skinlesion.data.split import SPLITS, read_split, write_split
 from skinlesion.diagnoses import SYNTHETIC_NOTE
 from skinlesion.evaluation.calibration import calibrate
 from skinlesion.files import InputError, read_json
+from skinlesion.machine import LOCK_NAME
 from skinlesion.model.callbacks import Progress, Resume, TimeLimit, make_callbacks
 from skinlesion.model.datasets import balanced_class_weights, make_batches, make_datasets
 from skinlesion.model.linear_probe import STRENGTHS, fit_linear_probe
@@ -335,6 +336,27 @@ class TestRunFolder:
         saved = run.load_model().get_weights()
         assert all(map(np.array_equal, model.get_weights(), saved))
         assert run.history_path.read_bytes() == before
+
+    def test_what_a_killed_process_left_of_a_finished_run_is_removed(
+        self, sample, tiny_config, run_copy
+    ):
+        (run_copy / "checkpoints").mkdir()
+        (run_copy / "checkpoints" / "epoch_0001.npz").touch()
+        train(sample, run_copy, tiny_config)
+        assert not (run_copy / "checkpoints").exists()
+
+    def test_a_run_that_is_being_trained_is_left_alone(self, sample, tiny_config, tmp_path):
+        (tmp_path / LOCK_NAME).write_text('{"host": "elsewhere", "process": 7}')
+        with pytest.raises(InputError, match="is being trained by process 7 on elsewhere"):
+            train(sample, tmp_path, tiny_config)
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK_NAME]
+
+    def test_a_split_of_other_images_leaves_no_run_folder(self, sample, tiny_config, tmp_path):
+        rows = [f"ISIC_{i},HAM_{i},nv,{part}" for i, part in enumerate(SPLITS)]
+        (tmp_path / "s.csv").write_text("\n".join(["image_id,lesion_id,dx,split", *rows, ""]))
+        with pytest.raises(InputError, match="the split names 3 images that the dataset lacks"):
+            train(sample, tmp_path / "run", tiny_config, splits=tmp_path / "s.csv")
+        assert not (tmp_path / "run").exists()
 
     def test_other_settings_are_refused_with_the_difference(self, sample, trained_run, tiny_config):
         other = tiny_config.model_copy(update={"epochs": 2})

@@ -11,7 +11,7 @@ from skinlesion.config import Config, Split
 from skinlesion.data.ham10000 import find_dataset, is_sample, record_gaps
 from skinlesion.data.metadata import dataset_fingerprint
 from skinlesion.data.near_duplicates import read_near_duplicates
-from skinlesion.data.split import make_split, read_split
+from skinlesion.data.split import join_split, make_split, read_split
 from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
 from skinlesion.files import InputError, write_csv, write_json
 from skinlesion.machine import how_to_attach, is_watched, say
@@ -26,6 +26,7 @@ from skinlesion.model.resnet50 import (
     pretrained_weights,
 )
 from skinlesion.model.run import ModelInfo, Run
+from skinlesion.model.run_lock import lock_run
 from skinlesion.model.run_settings import find_other_settings, require_same_run, settle_config
 
 WARMUP_SHARE = 0.1
@@ -53,34 +54,33 @@ def train(
         time_limit: hours from now after which training stops; the same call continues it.
 
     Raises:
-        InputError: the folder holds another run, dataset, split or weights cannot be used, or
-            there is no room.
+        InputError: the folder holds another run, another process trains it, dataset, split or
+            weights cannot be used, or there is no room.
         FloatingPointError: the loss is no longer a number.
     """
     run = run if isinstance(run, Run) else Run(run)
     if run.is_finished and not (data or splits or find_other_settings(run, config)):
-        say(f"train: {run} is finished already with these settings")
-        return run
+        return _keep_finished(run)
     data = find_dataset(data or run.dataset)
     split = _choose_split(data, run, splits, kind=config.split, seed=config.seed)
     require_same_run(run, data, split, config)
     if run.is_finished:
-        say(f"train: {run} is finished already with these settings")
-        return run
+        return _keep_finished(run)
     model = build_model(config := settle_config(config, run, data))
-    begin_run(run, model, data, split, config)
-    training, validation = make_datasets(data, split, config)
-    compile_model(model, config, steps=len(training))
-    fit_linear_probe(model, training, validation, run, config)
-    model.fit(
-        training,
-        validation_data=validation,
-        epochs=config.epochs,
-        shuffle=False,  # the dataset does it
-        callbacks=make_callbacks(run, config, time_limit=time_limit),
-        verbose=1 if is_watched() else 0,
-    )
-    finish_run(run, model, config)
+    with lock_run(run.folder):
+        begin_run(run, model, data, split, config)
+        training, validation = make_datasets(data, split, config)
+        compile_model(model, config, steps=len(training))
+        fit_linear_probe(model, training, validation, run, config)
+        model.fit(
+            training,
+            validation_data=validation,
+            epochs=config.epochs,
+            shuffle=False,  # the dataset does it
+            callbacks=make_callbacks(run, config, time_limit=time_limit),
+            verbose=1 if is_watched() else 0,
+        )
+        finish_run(run, model, config)
     return run
 
 
@@ -191,7 +191,7 @@ def finish_run(run: Run, model: keras.Sequential, config: Config) -> None:
         config: the settings.
     """
     if run.is_finished:
-        say(f"train: {run} is finished already")
+        _keep_finished(run)
         return
     state = read_state(run.checkpoints)
     if config.epochs and not (state and state["is_over"]):
@@ -267,11 +267,21 @@ def find_trained_run(
     return found
 
 
+def _keep_finished(run: Run) -> Run:
+    """Leave a finished run as it is, but tidy it if it was killed before it could."""
+    say(f"train: {run} is finished already with these settings")
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    return run
+
+
 def _choose_split(
     data: Path, run: Run, splits: Path | None, *, kind: Split, seed: int
 ) -> pd.DataFrame:
+    table = run.load_dataset(data)
     if splits:
-        return read_split(splits)
+        split = read_split(splits)
+        join_split(table, split)  # refuses images that the dataset lacks
+        return split
     if run.is_begun:
         return run.split
-    return make_split(run.load_dataset(data), kind, seed=seed, pairs=read_near_duplicates())
+    return make_split(table, kind, seed=seed, pairs=read_near_duplicates())
