@@ -294,6 +294,16 @@ class TestIncomplete:
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"warning: {incomplete}: incomplete: 1 rows without an image and 1")
 
+    def test_a_dataset_that_was_completed_is_copied_whole(self, flat_data, tmp_path):
+        image = flat_data / "HAM10000_images_part_1" / "ISIC_0000002.jpg"
+        image.rename(tmp_path / "elsewhere")
+        out = copy_images(flat_data, tmp_path / "all", allow_incomplete=True)
+        assert (out / "incomplete.json").exists()
+        (tmp_path / "elsewhere").rename(image)
+        copy_images(flat_data, out)
+        assert len(load_metadata(out)) == 98
+        assert not (out / "incomplete.json").exists()
+
     def test_a_complete_dataset_leaves_no_list(self, flat_data, tmp_path):
         out = copy_images(flat_data, tmp_path / "all", allow_incomplete=True)
         assert not (out / "incomplete.json").exists()

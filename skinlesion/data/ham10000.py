@@ -191,6 +191,7 @@ def record_gaps(data: Path, folder: Path) -> None:
     if (data / GAPS_NAME).is_file():
         earlier = read_json(data / GAPS_NAME)
         gaps = {what: sorted({*ids, *earlier[what]}) for what, ids in gaps.items()}
+    (folder / GAPS_NAME).unlink(missing_ok=True)  # of an earlier call
     if any(gaps.values()):
         write_json(folder / GAPS_NAME, gaps)
         counts = " and ".join(f"{len(ids):,} {what}" for what, ids in gaps.items())

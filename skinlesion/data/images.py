@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from skinlesion.config import Resize
 from skinlesion.data.cache import MEMORY_BUDGET, make_array, make_key
@@ -228,7 +228,7 @@ def _require_size(name: str, image: Image.Image, most: int) -> None:
         )
 
 
-def _load_rgb(name: str, image: Image.Image) -> Image.Image:
+def _load_rgb(name: str, image: ImageFile.ImageFile) -> Image.Image:
     """Decode an opened file, upright and as RGB; refuse what would silently become black."""
     if image.mode in ("I", "F") and image.format != "PNG":
         raise InputError(
@@ -239,7 +239,7 @@ def _load_rgb(name: str, image: Image.Image) -> Image.Image:
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     rgb = _to_rgb(image)
-    if is_deep and max(highest for _, highest in rgb.getextrema()) < DARKEST:
+    if is_deep and np.max(rgb.getextrema()) < DARKEST:
         raise InputError(
             f"{name}: its 16-bit values use the lowest 12 bits only, so that it would be black; "
             "save it with 8 bits for each colour"

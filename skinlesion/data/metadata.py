@@ -19,12 +19,12 @@ REQUIRED = ("lesion_id", "image_id", "dx")
 
 
 def normalise_id(image_id: str) -> str:
-    """Remove blanks and `.jpg`, and write an id of the ISIC archive in capital letters.
+    """Remove blanks and `.jpg`, and write `ISIC_` in capital letters.
 
     The case of other ids is kept, because it may tell files apart.
     """
     image_id = re.sub(r"\.jpg$", "", image_id.strip(), flags=re.IGNORECASE)
-    return image_id.upper() if image_id.upper().startswith("ISIC_") else image_id
+    return re.sub(r"^isic_", "ISIC_", image_id, flags=re.IGNORECASE)
 
 
 SPELLINGS: dict[str, Callable[[str], str]] = {
