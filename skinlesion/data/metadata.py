@@ -80,7 +80,10 @@ def read_metadata(csv: Path) -> pd.DataFrame:
     columns = list(SPELLINGS)
     changed = int((raw[columns].fillna("") != table[columns].fillna("")).to_numpy().sum())
     if changed:
-        warn(f"{csv}: {changed:,} values of {', '.join(columns)} had other blanks or another case")
+        warn(
+            f"{csv.resolve()}: {changed:,} values of {', '.join(columns)} had other blanks or "
+            "another case"
+        )
     return table
 
 
