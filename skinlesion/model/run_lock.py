@@ -85,8 +85,8 @@ def _remove_stale(path: Path) -> None:
     is_gone = is_here and not _is_running(process)
     if not (is_gone or (silence > SILENCE and not is_here)):
         raise InputError(
-            f"{path.parent}: is being trained by process {process} on {host}; wait for it, or name "
-            f"another --run (if it is gone, delete {path})"
+            f"{path.parent}: is being trained by process {process} on {host}; wait for it, or give "
+            f"this training another name (if it is gone, delete {path})"
         )
     reason = "is gone" if is_gone else f"gave no sign of life for {silence / 60:.0f} minutes"
     say(f"train: taking over {path.parent} from process {process} on {host}, which {reason}")
