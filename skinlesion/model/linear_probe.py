@@ -52,12 +52,7 @@ def fit_linear_probe(
     from_scratch = bool(config.epochs) and not pretrained_weights(model).layers
     if not config.linear_probe or from_scratch or run.has_finished_epochs:
         return pd.DataFrame()
-    layers = [layer.name for layer in find_part(model, "head").layers]
-    if layers != ["pool", "dropout", "probabilities"]:
-        raise InputError(
-            f"the logistic regression fits the recipe's own head, and this one has the layers "
-            f"{', '.join(layers)}: set linear_probe to False"
-        )
+    _require_own_head(model)
     say("train: fitting the head as a logistic regression")
     classifier = find_part(model, "classifier")
     x, labels, weights = _describe(classifier, train, "features, train")
@@ -68,8 +63,7 @@ def fit_linear_probe(
     for strength in STRENGTHS:
         regression = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS)
         regression.fit(scaler.transform(x), labels, sample_weight=weights)
-        row = {"C": strength}
-        row |= _measure(regression, scaler.transform(x), labels, weights, "")
+        row = {"C": strength} | _measure(regression, scaler.transform(x), labels, weights, "")
         row |= _measure(regression, scaler.transform(val_x), val_labels, val_weights, "val_")
         if not rows or row["val_loss"] < min(other["val_loss"] for other in rows):
             best = _to_layer(regression, scaler)
