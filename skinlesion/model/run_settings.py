@@ -42,8 +42,8 @@ def choose_config(
     """
     if not isinstance(settings, dict | None):
         raise InputError(f"settings must be a dict, such as {{'epochs': 5}}, not {settings!r}")
-    given = {"weights": weights, "seed": seed} | (settings or {})
-    given = {name: value for name, value in given.items() if value is not None}
+    named: dict[str, Any] = {"weights": weights, "seed": seed}
+    given = {name: value for name, value in (named | (settings or {})).items() if value is not None}
     if run.is_begun:
         known = run.config
         if recipe is None:

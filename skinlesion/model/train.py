@@ -217,7 +217,7 @@ def finish_run(run: Run, model: keras.Sequential, config: Config) -> None:
 
 def _make_plain(layer: keras.Operation) -> keras.Operation:
     """The same layer in full precision and for one device, with new weights."""
-    changes = {"dtype": "float32"} if isinstance(layer, keras.Layer) else {}
+    changes: dict[str, Any] = {"dtype": "float32"} if isinstance(layer, keras.Layer) else {}
     if isinstance(layer, keras.layers.BatchNormalization):
         changes["synchronized"] = False
     return type(layer).from_config(layer.get_config() | changes)
