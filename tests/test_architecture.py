@@ -22,6 +22,7 @@ ROOMS = {
         "ham10000",
         "synthetic",
         "cache",
+        "guard",
         "images",
         "isic_csv",
         "near_duplicates",
@@ -34,6 +35,7 @@ ROOMS = {
         "augmentation",
         "resnet50",
         "provenance",
+        "bundle",
         "run",
         "run_lock",
         "run_settings",
@@ -127,7 +129,7 @@ def test_no_function_is_too_long():
 
 LIGHT = ["skinlesion", "skinlesion.cli", *(f"skinlesion.{name}" for name in TOP)]
 LIGHT += [f"skinlesion.data.{name}" for name in ROOMS["data"]]
-LIGHT += ["skinlesion.model.run", "skinlesion.model.run_settings"]
+LIGHT += [f"skinlesion.model.{name}" for name in ("bundle", "run", "run_settings")]
 
 
 def test_imports_are_light():

@@ -41,7 +41,8 @@ def fit_calibration(y_true, y_prob):
 
 
 def make_calibration(set_threshold):
-    return Calibration(1.0, {}, set_threshold, 100, 30, **PASSED_ON)
+    thresholds = {"0.90": 0.5, "0.95": 0.5}
+    return Calibration(1.0, thresholds, set_threshold, 100, 30, **PASSED_ON)
 
 
 def simulate(count, *, temperature, seed):
@@ -352,7 +353,8 @@ class TestStep:
             ({"ood": {"threshold": 0.0}}, {}),
             ({"ood": {}}, {}),
             ({"surprise": 1}, {}),
-            ({}, {"precision": np.eye(3)}),
+            ({}, {"precision": np.eye(3, dtype="float32")}),
+            ({}, {"precision": -np.eye(256, dtype="float32")}),
         ],
     )
     def test_another_calibration_is_refused(self, run_copy, changes, arrays):

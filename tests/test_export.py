@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import keras
@@ -14,8 +15,9 @@ from skinlesion.diagnoses import CLASS_CODES, DISCLAIMER
 from skinlesion.evaluation import export as exports
 from skinlesion.evaluation.export import FORMS, export, generate_images
 from skinlesion.files import InputError
+from skinlesion.model.bundle import ModelInfo
 from skinlesion.model.resnet50 import build_classifier
-from skinlesion.model.run import ModelInfo, Run
+from skinlesion.model.run import Run
 
 HEIGHT, WIDTH = 48, 32
 
@@ -108,15 +110,35 @@ def test_an_onnx_file_says_itself_what_it_is(preprocessing, tmp_path):
     assert facts["note"] == DISCLAIMER
 
 
-@pytest.mark.parametrize("y_prob", [0.0, np.nan])
-def test_other_probabilities_are_refused_and_nothing_is_left(y_prob, small, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("y_prob", "message"),
+    [
+        (1 / 7, "not written: its probabilities would differ from those"),
+        (0.0, "not written: the exported network gives probabilities that do not add up to 1"),
+        (np.nan, "not written: the exported network gives probabilities that are not numbers"),
+    ],
+)
+def test_other_probabilities_are_refused_and_nothing_is_left(
+    y_prob, message, small, tmp_path, monkeypatch
+):
     other = exports._Form(
         "tf_saved_model", "", (), lambda _: lambda x: np.full((len(x), 7), y_prob)
     )
     monkeypatch.setitem(FORMS, "saved_model", other)
-    with pytest.raises(InputError, match="not written: its probabilities would differ from those"):
+    with pytest.raises(InputError, match=message):
         export(small, "saved_model", tmp_path / "out")
     assert leftovers(tmp_path) == []
+
+
+def test_a_network_that_gives_nan_is_not_exported(small, tmp_path):
+    run = Run.find(shutil.copytree(small, tmp_path / "model"))
+    model = run.load_model()
+    last = model.get_layer("head").get_layer("probabilities")
+    last.set_weights([last.kernel.numpy() * np.nan, last.bias.numpy()])
+    run.save_model(model, run.info)
+    with pytest.raises(InputError, match="the model gives probabilities that are not numbers"):
+        export(run, "saved_model", tmp_path / "out")
+    assert leftovers(tmp_path) == ["model"]
 
 
 def test_what_is_there_is_not_overwritten(small, tmp_path):

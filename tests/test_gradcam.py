@@ -10,9 +10,9 @@ from skinlesion.config import make_config
 from skinlesion.diagnoses import CLASS_CODES
 from skinlesion.evaluation.gradcam import compute_grad_cam, measure_heat, overlay_heat
 from skinlesion.files import InputError
+from skinlesion.model.bundle import ModelInfo
 from skinlesion.model.predictor import Predictor
 from skinlesion.model.resnet50 import build_classifier
-from skinlesion.model.run import ModelInfo
 
 
 def make_predictor(recipe="default", **changes):

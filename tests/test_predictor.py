@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 from conftest import TINY
@@ -63,6 +64,23 @@ def test_probabilities_that_are_not_numbers_are_an_error(predictor, images):
     """Otherwise a damaged network would call everything benign."""
     classifier = build_classifier(make_config("default", **TINY))
     classifier.get_layer("head").get_layer("probabilities").bias.assign(np.full(7, np.nan))
+    with pytest.raises(InputError, match="not numbers"):
+        Predictor(classifier, predictor.info).predict_images(images[:1])
+
+
+def test_what_does_not_add_up_to_1_is_an_error(predictor, images):
+    """Such as the logits of a network whose softmax was cut off."""
+    classifier = build_classifier(make_config("default", **TINY))
+    classifier.get_layer("head").get_layer("probabilities").activation = keras.activations.linear
+    with pytest.raises(InputError, match="do not add up to 1"):
+        Predictor(classifier, predictor.info).predict_images(images[:1])
+
+
+def test_features_that_are_not_numbers_are_an_error(predictor, images):
+    """A softmax can hide them, and OOD detection would compare nothing."""
+    classifier = build_classifier(make_config("default", **TINY))
+    norm = classifier.get_layer("backbone").get_layer("conv2_block3_3_bn")
+    norm.gamma.assign(np.full(256, np.inf))
     with pytest.raises(InputError, match="not numbers"):
         Predictor(classifier, predictor.info).predict_images(images[:1])
 

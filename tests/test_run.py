@@ -51,7 +51,7 @@ def test_a_reloaded_model_gives_the_same_probabilities(trained_run, tmp_path):
 def test_a_calibration_survives_and_leaves_the_network_as_it_is(run_copy):
     run = Run(run_copy)
     digest = run.digest
-    arrays = {"mean": np.arange(3.0)}
+    arrays = {"mean": np.arange(3, dtype="float32"), "precision": np.eye(3, dtype="float32")}
     run.save_calibration({"temperature": 2.0}, arrays)
     values, read = run.read_calibration()
     assert values == {"temperature": 2.0}

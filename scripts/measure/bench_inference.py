@@ -27,9 +27,9 @@ from PIL import Image
 from skinlesion.config import make_config
 from skinlesion.data.synthetic import make_sample
 from skinlesion.diagnoses import CLASS_CODES
+from skinlesion.model.bundle import ModelInfo
 from skinlesion.model.predictor import Predictor
 from skinlesion.model.resnet50 import build_classifier
-from skinlesion.model.run import ModelInfo
 
 Way = Callable[[], np.ndarray]
 RATIOS = {

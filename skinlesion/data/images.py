@@ -10,6 +10,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from skinlesion.config import Resize
 from skinlesion.data.cache import MEMORY_BUDGET, make_array, make_key
+from skinlesion.data.guard import GuardedFile, require_compiled, require_little_exif
 from skinlesion.files import InputError, name_some, stat_file
 from skinlesion.machine import progress_bar
 
@@ -47,14 +48,15 @@ def open_upright(path: str | Path, *, at_least: int | None = None) -> Image.Imag
         An RGB image. Transparent pixels are white.
 
     Raises:
-        InputError: the file is not an image, is truncated, has too many pixels, or holds numbers
-            whose range it does not declare. The message names the file without its folder, so that
+        InputError: the file is not an image, is truncated, has too many pixels, holds numbers whose
+            range it does not declare, or would cost more than `guard` allows. The message names the file without its folder, so that
             the demo can show it.
     """
     name = Path(path).name
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with GuardedFile(path) as file, Image.open(file, formats=FORMATS) as image:
             _require_size(name, image, MAX_PIXELS)
+            require_compiled(image, name)
             if at_least is not None:
                 image.draft("RGB", (at_least, at_least))
             _require_size(name, image, MAX_DECODED)
@@ -237,6 +239,7 @@ def _load_rgb(name: str, image: ImageFile.ImageFile) -> Image.Image:
         )
     is_deep = image.mode.startswith("I") or ";16" in str(image.tile)
     image.load()
+    require_little_exif(image, name)
     ImageOps.exif_transpose(image, in_place=True)
     rgb = _to_rgb(image)
     if is_deep and np.max(rgb.getextrema()) < DARKEST:

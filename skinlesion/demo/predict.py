@@ -32,8 +32,9 @@ from skinlesion.evaluation.ood import is_in_distribution
 from skinlesion.evaluation.quality import find_problems
 from skinlesion.files import InputError, name_some, write_csv
 from skinlesion.machine import progress_bar, say
+from skinlesion.model.bundle import ModelInfo
 from skinlesion.model.predictor import BATCH_SIZE, Predictor
-from skinlesion.model.run import ModelInfo, Run
+from skinlesion.model.run import Run
 
 SHOWN_SIZE = 640
 """Longest side, in pixels, of the pictures that the page shows."""
@@ -95,15 +96,17 @@ class CalibratedPredictor:
         run: folder of a run, or of a saved model by itself.
 
     Raises:
-        InputError: there is no trained model, or it is damaged or not calibrated.
+        InputError: there is no trained model, or it is damaged or not calibrated, or its metrics
+            are damaged.
     """
 
     def __init__(self, run: str | Path | Run) -> None:
         found = Run.find(run)
-        self.predictor = Predictor.load(found)
-        self.info = self.predictor.info
+        # The small files first: the network is only read if they are as they should be.
         self.calibration = load_calibration(found)
         self.operating_point = find_operating_point(self.calibration, found.metrics)
+        self.predictor = Predictor.load(found)
+        self.info = self.predictor.info
 
     def predict_file(self, path: str | Path, *, maps: bool = False) -> Prediction:
         """Decode and predict one image file.

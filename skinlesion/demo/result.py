@@ -5,9 +5,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 
 from skinlesion.diagnoses import CLASS_CODES
-from skinlesion.evaluation.calibration import FEW_MALIGNANT, Calibration
+from skinlesion.evaluation.calibration import FEW_MALIGNANT, Calibration, Count, Share
+from skinlesion.files import InputError
+from skinlesion.model.bundle import describe
 
 TARGET = "0.95"
 """The operating point in use: the sensitivity to malignancy on the validation images. It is high
@@ -179,20 +182,31 @@ def find_operating_point(
     Args:
         calibration: of the model.
         metrics: of its run; None if it was not evaluated.
+
+    Raises:
+        InputError: the metrics lack the error rates, or these are no shares.
     """
     unmeasured = OperatingPoint(calibration.thresholds[TARGET], calibration.n_malignant)
     if metrics is None:
         return unmeasured
-    for row in metrics["calibration"]["operating_points"]:
-        # Another threshold means that the run was calibrated again after it was evaluated.
-        if row["target_sensitivity"] == float(TARGET) and row["threshold"] == unmeasured.threshold:
-            return replace(
-                unmeasured,
-                sensitivity=_interval(row["sensitivity"]),
-                specificity=_interval(row["specificity"]),
-                n_test=metrics["n"],
-            )
-    return unmeasured
+    try:
+        rows = [
+            row
+            for row in metrics["calibration"]["operating_points"]
+            # Another threshold: the run was calibrated again after it was evaluated.
+            if row["target_sensitivity"] == float(TARGET)
+            and row["threshold"] == unmeasured.threshold
+        ]
+        shares = {name: _interval(rows[0][name]) for name in ("sensitivity", "specificity") if rows}
+        n_test = TypeAdapter(Count).validate_python(metrics["n"])
+    except (KeyError, TypeError, ValidationError) as error:
+        raise InputError(
+            f"metrics.json: lacks the error rates of the threshold ({describe(error)}); evaluate "
+            "the run again"
+        ) from error
+    if not rows or None in shares.values():
+        return unmeasured
+    return replace(unmeasured, **shares, n_test=n_test)
 
 
 def make_table(results: Sequence[Result | Failure]) -> pd.DataFrame:
@@ -229,8 +243,12 @@ def format_percent(share: float) -> str:
     return f"{whole} %".replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def _interval(share: Mapping[str, float]) -> dict[str, float]:
-    return {key: share[key] for key in ("value", "low", "high")}
+def _interval(share: Mapping[str, float]) -> dict[str, float] | None:
+    """The share with its interval; None: no test image defines it."""
+    values = {key: share[key] for key in ("value", "low", "high")}
+    if None in values.values():
+        return None
+    return TypeAdapter(dict[str, Share]).validate_python(values)
 
 
 def _lower(name: str) -> str:

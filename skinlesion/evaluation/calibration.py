@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
@@ -23,6 +23,7 @@ from skinlesion.evaluation.ood import OODDetector, fit_ood_detector
 from skinlesion.evaluation.quality import QualityLimits, fit_quality_limits, measure_quality
 from skinlesion.files import InputError
 from skinlesion.machine import say
+from skinlesion.model.bundle import describe
 from skinlesion.model.run import Run
 
 SENSITIVITIES = (0.90, 0.95)
@@ -45,7 +46,8 @@ FEW_MALIGNANT = 30
 """Thresholds that rest on fewer malignant validation images are called uncertain."""
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+Count = Annotated[int, Field(ge=0, le=10**9, strict=True)]
 
 
 @dataclass(
@@ -66,13 +68,24 @@ class Calibration:
         quality: limits of the quality of images.
     """
 
-    temperature: Annotated[float, Field(gt=0.01, lt=100)]
+    temperature: Annotated[float, Field(gt=0.01, lt=100, strict=True)]
     thresholds: dict[str, Share | None]
     set_threshold: Share
-    n_validation: Annotated[int, Field(ge=0)]
-    n_malignant: Annotated[int, Field(ge=0)]
+    n_validation: Count
+    n_malignant: Count
     ood: OODDetector
     quality: QualityLimits
+
+    @model_validator(mode="after")
+    def _require_consistent(self) -> "Calibration":
+        targets = [f"{sensitivity:.2f}" for sensitivity in SENSITIVITIES]
+        if sorted(self.thresholds) != targets:
+            raise ValueError(f"thresholds: must be for {targets}, not {sorted(self.thresholds)}")
+        if self.n_malignant > self.n_validation:
+            raise ValueError("n_malignant: more than n_validation")
+        if any((value is None) != (self.n_malignant == 0) for value in self.thresholds.values()):
+            raise ValueError("thresholds: must be null exactly without malignant images")
+        return self
 
     @property
     def is_uncertain(self) -> bool:
@@ -165,15 +178,16 @@ def load_calibration(run: str | Path | Run) -> Calibration:
         )
     values, arrays = read
     try:
-        detector = OODDetector(arrays["mean"], arrays["precision"], values["ood"]["threshold"])
-        finite = all(np.isfinite(value).all() for value in vars(detector).values())
-        fits = detector.precision.shape == 2 * detector.mean.shape
-        if not (finite and fits and detector.threshold > 0):
-            raise ValueError("the values of OOD detection do not fit each other")
+        given = values.get("ood")
+        if not (isinstance(given, dict) and set(given) == {"threshold"}):
+            raise ValueError("ood: must hold a threshold and nothing else")
+        detector = OODDetector(arrays["mean"], arrays["precision"], given["threshold"])
+        detector.require_possible()
         return Calibration(**values | {"ood": detector})
-    except (ValidationError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{run}: its calibration does not fit this version ({reason})") from error
+    except (ValidationError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{run}: its calibration does not fit this version ({describe(error)})"
+        ) from error
 
 
 def fit_calibration(

@@ -16,6 +16,7 @@ from skinlesion.data.images import load_images
 from skinlesion.diagnoses import CLASS_NAMES, DISCLAIMER
 from skinlesion.files import InputError, write_json
 from skinlesion.machine import say
+from skinlesion.model.predictor import require_probabilities
 from skinlesion.model.run import Run
 
 Network = Callable[[np.ndarray], np.ndarray]
@@ -106,6 +107,7 @@ def _write(run: Run, form: _Form, out: Path, images: np.ndarray) -> float:
     facts, batches, model = _describe(run), _make_batches(images), run.load_model()
     # Before the export: Keras exports no model that was never called.
     y_prob = np.concatenate([model.predict_on_batch(batch) for batch in batches])
+    require_probabilities(y_prob, "the model")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
@@ -113,8 +115,8 @@ def _write(run: Run, form: _Form, out: Path, images: np.ndarray) -> float:
             _convert(model, form.keras_name, part)
             if form.keras_name == "onnx":
                 _tidy_onnx(part, facts)
-            difference = _compare(y_prob, form.open(part), batches)
-            if not difference <= TOLERANCE:  # NaN is not either
+            difference = _compare(y_prob, form.open(part), batches, out)
+            if difference > TOLERANCE:
                 raise InputError(
                     f"{out}: not written: its probabilities would differ from those of Keras by "
                     f"{difference:.1e}, over {TOLERANCE:.0e}; try other versions of the libraries "
@@ -135,9 +137,13 @@ def _convert(model: keras.Model, keras_name: str, part: Path) -> None:
         model.export(str(part), format=keras_name, verbose=False)
 
 
-def _compare(y_prob: np.ndarray, network: Network, batches: Sequence[np.ndarray]) -> float:
+def _compare(
+    y_prob: np.ndarray, network: Network, batches: Sequence[np.ndarray], out: Path
+) -> float:
     """Largest absolute difference of a probability."""
-    return float(np.abs(np.concatenate([network(batch) for batch in batches]) - y_prob).max())
+    exported = np.concatenate([network(batch) for batch in batches])
+    require_probabilities(exported, f"{out}: not written: the exported network")
+    return float(np.abs(exported - y_prob).max())
 
 
 def _make_batches(images: np.ndarray) -> list[np.ndarray]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.covariance import LedoitWolf
 
+from skinlesion.files import InputError
+
 FALSE_ALARMS = 0.05
 """Share of the validation images that may be flagged."""
 
@@ -33,6 +35,13 @@ class OODDetector:
     precision: np.ndarray
     threshold: float
 
+    def require_possible(self) -> None:
+        """Raise `ValueError` unless the threshold and the precision can be those of a Gaussian."""
+        if type(self.threshold) is not float or not 0 < self.threshold < np.inf:
+            raise ValueError(f"ood.threshold: must be above 0, not {self.threshold}")
+        if not (np.diag(self.precision) > 0).all():
+            raise ValueError("precision: must be above 0 on its diagonal")
+
     def compute_scores(self, features: np.ndarray) -> np.ndarray:
         """Compute the OOD score of images.
 
@@ -42,8 +51,19 @@ class OODDetector:
         Returns:
             float64 (n,): the distance as a multiple of the threshold, 0 or more; above 1 is out of
             distribution.
+
+        Raises:
+            InputError: the detector was fitted to other features, or gives what is not a number.
         """
-        return compute_distances(features, self.mean, self.precision) / self.threshold
+        if features.shape[1:] != self.mean.shape:
+            raise InputError(
+                f"OOD detection was fitted to {len(self.mean)} features, and the network gives "
+                f"{features.shape[1]}: calibrate the run again"
+            )
+        scores = compute_distances(features, self.mean, self.precision) / self.threshold
+        if not np.isfinite(scores).all():
+            raise InputError("OOD detection gives scores that are not numbers: calibrate again")
+        return scores
 
 
 def fit_ood_detector(train: np.ndarray, validation: np.ndarray) -> OODDetector:
@@ -70,10 +90,11 @@ def compute_distances(features: np.ndarray, mean: np.ndarray, precision: np.ndar
         precision: float (d, d).
 
     Returns:
-        float64 (n,).
+        float64 (n,); NaN where the precision is not that of a Gaussian.
     """
     offset = np.asarray(features, np.float64) - mean
-    return np.sqrt(np.einsum("nd,nd->n", offset @ np.asarray(precision, np.float64), offset))
+    squared = np.einsum("nd,nd->n", offset @ np.asarray(precision, np.float64), offset)
+    return np.sqrt(np.where(squared >= 0, squared, np.nan))
 
 
 def is_in_distribution(scores: np.ndarray | float) -> np.ndarray:

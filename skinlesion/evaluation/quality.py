@@ -4,9 +4,11 @@ No threshold is typed here: the limits of sharpness, contrast and brightness are
 any validation image of the run exceeds.
 """
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from scipy.ndimage import laplace
 
 TAIL = 0.01
@@ -16,7 +18,10 @@ SMALLEST_SHARE = 0.5
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-@dataclass(frozen=True)
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class QualityLimits:
     """Limits of the figures of `measure_quality`, from the validation images.
 
@@ -27,10 +32,10 @@ class QualityLimits:
         brightest: the highest brightness.
     """
 
-    sharpness: float
-    contrast: float
-    darkest: float
-    brightest: float
+    sharpness: Annotated[float, Field(ge=0, strict=True)]
+    contrast: Share
+    darkest: Share
+    brightest: Share
 
 
 def measure_quality(image: np.ndarray) -> dict[str, float]:

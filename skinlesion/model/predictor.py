@@ -13,8 +13,9 @@ import tensorflow as tf
 from skinlesion.data.images import decode_image, load_images
 from skinlesion.files import InputError
 from skinlesion.machine import progress_bar
+from skinlesion.model.bundle import ModelInfo
 from skinlesion.model.resnet50 import STAGE_OUTPUTS, top_stage_of
-from skinlesion.model.run import ModelInfo, Run
+from skinlesion.model.run import Run
 
 BATCH_SIZE = 32
 """Images that go through the network at a time."""
@@ -23,6 +24,9 @@ FEATURE_STAGE = "conv3"
 SMALLEST_MAP = 7
 """Least height and width of the feature maps that Grad-CAM explains: those of `conv5` at 224x224,
 which its paper uses. In smaller images `conv5` is so coarse that an earlier stage says more."""
+
+SUM_TOLERANCE = 1e-3
+"""How far the sum of an image's probabilities may be from 1, by rounding."""
 
 
 class Outputs(NamedTuple):
@@ -81,7 +85,7 @@ class Predictor:
             maps: also return the feature maps that Grad-CAM explains.
 
         Raises:
-            InputError: the model gives probabilities that are not numbers.
+            InputError: the model gives what are no probabilities.
         """
         starts = range(0, len(images), BATCH_SIZE)
         return _join(
@@ -152,8 +156,9 @@ class Predictor:
         if tta:
             others = [self._run(view.astype(np.float32)).y_prob for view in _other_views(images)]
             y_prob = np.mean([y_prob, *others], axis=0)
-        if not np.isfinite(y_prob).all():
-            raise InputError("the model gives probabilities that are not numbers: train it again")
+        require_probabilities(y_prob, "the model")
+        if not np.isfinite(outputs.features).all():
+            raise InputError("the model gives features that are not numbers: train it again")
         return Outputs(y_prob, outputs.features, outputs.maps if maps else None)
 
     def _decode_ahead(self, paths: Sequence[str | Path]) -> Iterator[np.ndarray]:
@@ -174,6 +179,18 @@ class Predictor:
                 if start + BATCH_SIZE < len(paths):
                     ahead = pool.submit(decode, start + BATCH_SIZE)
                 yield ready
+
+
+def require_probabilities(y_prob: np.ndarray, what: str) -> None:
+    """Check that each row (n, classes) is one of probabilities: otherwise NaN reads as benign.
+
+    Raises:
+        InputError: some are not numbers, are negative, or do not add up to 1; names `what`.
+    """
+    if not np.isfinite(y_prob).all():
+        raise InputError(f"{what} gives probabilities that are not numbers: train it again")
+    if (y_prob < 0).any() or (np.abs(y_prob.sum(axis=1) - 1) > SUM_TOLERANCE).any():
+        raise InputError(f"{what} gives probabilities that do not add up to 1: train it again")
 
 
 def _choose_maps(backbone: keras.Model) -> keras.KerasTensor:

@@ -23,6 +23,9 @@ SMALLEST_SIZE = {"original": 97, "pooled": 32}
 """Least height and width in pixels for each head. ResNet50 divides both by 32, rounding up; the
 original head needs a feature map of 4x4, and Keras takes no image below 32 pixels."""
 
+PARTS = ("preprocessing", "backbone", "head")
+"""The parts of the classifier, in order."""
+
 STAGE_OUTPUTS = {
     "conv2": "conv2_block3_out",
     "conv3": "conv3_block4_out",

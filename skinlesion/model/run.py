@@ -8,40 +8,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from skinlesion.config import Config, Resize, read_config
+from skinlesion.config import Config, read_config
 from skinlesion.data.ham10000 import GAPS_NAME, METADATA_NAME, load_metadata
 from skinlesion.data.isic_csv import read_isic_for, write_isic
 from skinlesion.data.metadata import dataset_fingerprint
 from skinlesion.data.split import read_split
-from skinlesion.diagnoses import CLASS_CODES, LABEL_OF
+from skinlesion.diagnoses import LABEL_OF
 from skinlesion.files import InputError, read_json, write_folder_atomically, write_json
-
-MODEL_NAME, INFO_NAME, SUMS_NAME = "model.keras", "bundle.json", "SHA256SUMS"
-ARRAYS_NAME = "calibration.npz"
-
-
-class ModelInfo(BaseModel):
-    """What prediction has to know beside the network, as `bundle.json` holds it.
-
-    Attributes:
-        labels: the `dx` code of each output of the network, in order.
-        image_size: (height, width) of the input in pixels.
-        resize: filter that brings images to that size.
-        recipe: name of the recipe.
-        synthetic: whether the model was trained on the synthetic sample.
-        calibration: what `calibrate` fitted, as JSON-ready values; None before that.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    labels: tuple[str, ...]
-    image_size: tuple[int, int]
-    resize: Resize
-    recipe: str
-    synthetic: bool
-    calibration: dict[str, Any] | None = None
+from skinlesion.model.bundle import (
+    ARRAYS_NAME,
+    INFO_NAME,
+    MODEL_NAME,
+    SUMS_NAME,
+    ModelInfo,
+    read_arrays,
+    read_info,
+    read_network,
+)
 
 
 class Run:
@@ -175,9 +159,18 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any] | None:
-        """What `evaluate` measured; None: the run was not evaluated."""
+        """What `evaluate` measured; None: the run was not evaluated.
+
+        Raises:
+            InputError: the file is damaged.
+        """
         path = self.evaluation_dir / "metrics.json"
-        return read_json(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        metrics = read_json(path)
+        if not isinstance(metrics, dict):
+            raise InputError(f"{path}: holds no metrics; evaluate the run again")
+        return metrics
 
     @property
     def dataset(self) -> Path | None:
@@ -239,8 +232,8 @@ class Run:
     def _sums(self) -> dict[str, str]:
         path = self.model_dir / SUMS_NAME
         try:
-            lines = [line.partition("  ") for line in path.read_text().splitlines()]
-        except OSError as error:
+            lines = [line.partition("  ") for line in path.read_text("utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"{path}: cannot be read ({error}); the model is incomplete"
             ) from error
@@ -262,17 +255,9 @@ class Run:
         """What prediction has to know beside the network.
 
         Raises:
-            InputError: the file is damaged, or was made for other labels.
+            InputError: the file is damaged, or as `read_info`.
         """
-        path = self._require_whole(INFO_NAME)
-        try:
-            info = ModelInfo(**read_json(path))
-        except (ValidationError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{path}: does not fit this version ({reason})") from error
-        if info.labels != CLASS_CODES:
-            raise InputError(f"{path}: made for labels {info.labels}, not {CLASS_CODES}")
-        return info
+        return read_info(self._require_whole(INFO_NAME))
 
     def load_model(self) -> Any:
         """Load the classifier.
@@ -281,22 +266,9 @@ class Run:
         malice.
 
         Raises:
-            InputError: it is missing or damaged, or another version of Keras wrote it.
+            InputError: as `read_network`.
         """
-        import keras
-
-        from skinlesion.model import augmentation  # noqa: F401 - registers its layer
-
-        path = self._require_whole(MODEL_NAME)
-        try:
-            return keras.saving.load_model(path, compile=False)
-        # Keras raises TypeError, ValueError and others for what another version wrote.
-        except Exception as error:
-            raise InputError(
-                f"{path}: Keras {keras.__version__} cannot read it "
-                f"({str(error).strip().splitlines()[-1]}); install the Keras that it was trained "
-                "with"
-            ) from error
+        return read_network(self._require_whole(MODEL_NAME), self.info)
 
     def save_model(self, model: Any, info: ModelInfo) -> None:
         """Save a classifier; the folder appears complete, with the SHA-256 of its files."""
@@ -326,13 +298,12 @@ class Run:
         """Read what `save_calibration` wrote; None: the model is not calibrated.
 
         Raises:
-            InputError: a file is damaged.
+            InputError: a file is damaged, or as `read_arrays`.
         """
         values = self.info.calibration
         if values is None:
             return None
-        with np.load(self._require_whole(ARRAYS_NAME), allow_pickle=False) as arrays:
-            return values, dict(arrays)
+        return values, read_arrays(self._require_whole(ARRAYS_NAME))
 
 
 def compute_sha256(path: Path) -> str:

@@ -15,6 +15,7 @@ from skinlesion.data.split import join_split, make_split, read_split
 from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
 from skinlesion.files import InputError, write_csv, write_json
 from skinlesion.machine import how_to_attach, is_watched, say
+from skinlesion.model.bundle import ModelInfo
 from skinlesion.model.callbacks import make_callbacks, read_state
 from skinlesion.model.datasets import make_datasets
 from skinlesion.model.devices import describe_device
@@ -25,7 +26,7 @@ from skinlesion.model.resnet50 import (
     find_part,
     pretrained_weights,
 )
-from skinlesion.model.run import ModelInfo, Run
+from skinlesion.model.run import Run
 from skinlesion.model.run_lock import lock_run
 from skinlesion.model.run_settings import find_other_settings, require_same_run, settle_config
 

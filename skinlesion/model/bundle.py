@@ -1,0 +1,182 @@
+"""The files of a saved model, checked before anything large is read or built.
+
+A checksum shows damage only. Whoever edits a file can write a new checksum, so every value is
+checked as well.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from skinlesion.config import Pixels, Resize
+from skinlesion.diagnoses import CLASS_CODES
+from skinlesion.files import InputError
+
+MODEL_NAME, INFO_NAME, SUMS_NAME = "model.keras", "bundle.json", "SHA256SUMS"
+ARRAYS_NAME = "calibration.npz"
+ARRAYS = ("mean", "precision")
+"""The arrays of OOD detection: float32 (d,) and (d, d)."""
+LARGEST_FEATURES = 2048
+"""Most features of OOD detection: the channels of the last stage of ResNet50."""
+LARGEST_MODEL = 2**30
+"""Most bytes of a network, unpacked. The largest of ours has 100 MB."""
+LARGEST_NUMBER = 2**18
+"""Largest number in the description of a network. The largest of ours has 254,016: what the head
+of the original flattens of images of 4096x4096."""
+
+
+class ModelInfo(BaseModel):
+    """What prediction has to know beside the network, as `bundle.json` holds it.
+
+    Attributes:
+        labels: the `dx` code of each output of the network, in order.
+        image_size: (height, width) of the input in pixels.
+        resize: filter that brings images to that size.
+        recipe: name of the recipe.
+        synthetic: whether the model was trained on the synthetic sample.
+        calibration: what `calibrate` fitted, as JSON-ready values; None before that.
+            `evaluation.calibration.Calibration` checks them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    labels: tuple[str, ...]
+    image_size: tuple[Pixels, Pixels]
+    resize: Resize
+    recipe: Annotated[str, Field(pattern=r"^[\w-]{1,40}$")]
+    synthetic: bool
+    calibration: dict[str, Any] | None = None
+
+
+def read_info(path: Path) -> ModelInfo:
+    """Read `bundle.json`.
+
+    Raises:
+        InputError: a value is missing, unknown or impossible, or it was made for other labels.
+    """
+    try:
+        info = ModelInfo.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{path}: does not fit this version ({describe(error)})") from error
+    if info.labels != CLASS_CODES:
+        raise InputError(f"{path}: made for labels {info.labels}, not {CLASS_CODES}")
+    return info
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of OOD detection; their shapes are checked before they are loaded.
+
+    Raises:
+        InputError: an array is missing, of another type or shape, or not finite.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            shapes = {name: _read_shape(archive, f"{name}.npy") for name in ARRAYS}
+        (size,) = shapes["mean"]
+        if not (shapes["precision"] == (size, size) and 1 <= size <= LARGEST_FEATURES):
+            raise ValueError(f"arrays of shapes {shapes}")
+        with np.load(path, allow_pickle=False) as arrays:
+            read = {name: arrays[name] for name in ARRAYS}
+        if not all(np.isfinite(array).all() for array in read.values()):
+            raise ValueError("some values are not numbers")
+    # On damaged archives, zipfile and NumPy raise zlib.error, EOFError, struct.error and more.
+    except Exception as error:
+        raise InputError(f"{path}: does not fit this version ({describe(error)})") from error
+    return read
+
+
+def _read_shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"{name} has the version {version}")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype != np.float32:
+        raise ValueError(f"{name} holds {dtype}, not float32")
+    return shape
+
+
+def read_network(path: Path, info: ModelInfo) -> Any:
+    """Load the classifier from `model.keras`.
+
+    Raises:
+        InputError: it is damaged, holds code, does not fit `info`, or another version of Keras
+            wrote it.
+    """
+    import keras
+
+    from skinlesion.model import augmentation  # noqa: F401 - registers its layer
+
+    try:
+        _require_plain(path)
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except InputError:
+        raise
+    # Keras raises TypeError, ValueError and others for what another version wrote.
+    except Exception as error:
+        raise InputError(
+            f"{path}: Keras {keras.__version__} cannot read it ({describe(error)}); install the "
+            "Keras that it was trained with, or copy the model again"
+        ) from error
+    _require_classifier(model, info, path)
+    return model
+
+
+def _require_plain(path: Path) -> None:
+    """Check the description of a network before Keras builds it: no code, nothing huge."""
+
+    def check(part: dict[str, Any]) -> dict[str, Any]:
+        kind, home = part.get("class_name"), str(part.get("module") or "keras").split(".")[0]
+        if kind in ("Lambda", "__lambda__") or home not in ("keras", "builtins", "skinlesion"):
+            raise InputError(
+                f"{path}: holds code ({kind} of {home}), which is not run; use a model that this "
+                "package saved"
+            )
+        for name, value in part.items():
+            values = value if isinstance(value, list) else [value]
+            numbers = [number for number in values if isinstance(number, int | float)]
+            if name not in ("seed", "shared_object_id") and any(
+                abs(number) > LARGEST_NUMBER for number in numbers
+            ):
+                raise InputError(f"{path}: {name}={value} is too large; copy the model again")
+        return part
+
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > LARGEST_MODEL:
+            raise InputError(
+                f"{path}: larger than {LARGEST_MODEL // 2**20} MiB when unpacked; copy the model "
+                "again"
+            )
+        json.loads(archive.read("config.json"), object_hook=check)
+
+
+def _require_classifier(model: Any, info: ModelInfo, path: Path) -> None:
+    """Check that a network has the parts and sizes that prediction relies on."""
+    from skinlesion.model.resnet50 import PARTS, STAGE_OUTPUTS
+
+    names = [layer.name for layer in getattr(model, "layers", [])]
+    if names != list(PARTS):
+        raise InputError(f"{path}: has the parts {names}, not {list(PARTS)}; train again")
+    sizes = (model.input_shape, model.output_shape)
+    expected = ((None, *info.image_size, 3), (None, len(info.labels)))
+    if sizes != expected:
+        raise InputError(f"{path}: takes and gives {sizes}, not {expected}; copy the model again")
+    last = [getattr(model.get_layer(name), "layers", [])[-1:] for name in PARTS[1:]]
+    ends = [layer.name for layers in last for layer in layers]
+    if len(ends) != 2 or ends[0] not in STAGE_OUTPUTS.values() or ends[1] != "probabilities":
+        raise InputError(f"{path}: its backbone and head end with {ends}; train again")
+
+
+def describe(error: Exception) -> str:
+    """The reason of an error in one line; of pydantic's, each value with its problem."""
+    if isinstance(error, ValidationError):
+        problems = error.errors(include_url=False)
+        return "; ".join(
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems
+        )
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
