@@ -62,7 +62,7 @@ ROOMS = {
         "compare",
         "export",
     ],
-    "demo": ["result", "predict", "content", "html", "uploads", "app"],
+    "demo": ["result", "predict", "content", "html", "uploads", "gate", "app"],
 }
 ORDER = [*TOP, *(f"{room}.{name}" for room, names in ROOMS.items() for name in names)]
 FREE = ["cli", "__main__"]
