@@ -36,6 +36,8 @@ from pathlib import Path
 
 from skinlesion.demo.app import serve
 
+# The proxy of Spaces names the visitor, whose requests are counted.
+os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")
 serve(
     Path(__file__).parent / "run",
     host=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"),

@@ -1,6 +1,7 @@
 """The demo as a running server, asked by Gradio's own client and by hostile ones."""
 
 import ast
+import asyncio
 import json
 import re
 import shutil
@@ -23,6 +24,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from skinlesion.demo import app
+from skinlesion.demo.gate import ENDPOINTS, LOGINS, REQUESTS, Gate
 from skinlesion.demo.predict import SHOWN_SIZE, predict, predict_image
 from skinlesion.demo.uploads import require_few
 from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, DISCLAIMER, SYNTHETIC_NOTE
@@ -31,7 +33,6 @@ from skinlesion.files import InputError, read_json
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 CLIENTS = Path(__file__).parent.parent / "docs" / "clients.md"
 DOCS = CLIENTS.with_name("demo.md")
-ENDPOINTS = ("predict", "explain", "predict_many", "describe")
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +193,43 @@ def test_describe_gives_the_figures_of_the_run(client, evaluated_run):
 def test_nothing_but_the_documented_endpoints_can_be_called(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert sorted(named) == sorted(f"/{name}" for name in ENDPOINTS)
+
+
+@pytest.mark.parametrize("name", ["show", "show_1", "look", "pick", "lambda", "nothing", "%2e"])
+@pytest.mark.parametrize("way", ["call", "call/v2", "run", "api"])
+def test_other_handlers_cannot_be_called_by_name(demo, name, way):
+    """Those of the page itself, those that Gradio adds, and those that are not there."""
+    answer = httpx.post(f"{demo.local_url}gradio_api/{way}/{name}", json={"data": []})
+    assert answer.status_code == 404
+    assert "\n" not in answer.text
+
+
+@pytest.mark.parametrize("number", [*range(12), 99, -1])
+@pytest.mark.parametrize("name", ["predict", "describe"])
+def test_no_request_passes_the_queue_by(demo, name, number):
+    asked = {"data": [], "fn_index": number}
+    answer = httpx.post(f"{demo.local_url}gradio_api/run/{name}", json=asked)
+    assert answer.status_code == 404
+
+
+def test_a_handler_that_is_not_there_is_not_found(demo):
+    asked = {"data": [], "fn_index": 99, "session_hash": "stranger"}
+    answer = httpx.post(f"{demo.local_url}gradio_api/queue/join", json=asked)
+    assert answer.status_code == 404
+
+
+@pytest.mark.parametrize("path", ["README.md", "../x.png", "", ".", "a\0b", "~/x", "/etc/passwd"])
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("endpoint", ["predict", "explain", "predict_many"])
+def test_no_message_tells_where_the_server_lies(demo, path, marked, endpoint):
+    named = {"path": path} | ({"meta": {"_type": "gradio.FileData"}} if marked else {})
+    call = f"{demo.local_url}gradio_api/call/{endpoint}"
+    asked = {"data": [[named] if endpoint == "predict_many" else named]}
+    event = httpx.post(call, json=asked).json()["event_id"]
+    answer = httpx.get(f"{call}/{event}").text
+    assert "event: error" in answer
+    for folder in (Path.cwd(), Path.cwd().parent, Path.home(), "/etc", "/tmp"):
+        assert str(folder) not in answer
 
 
 def make_variants(picture, folder):
@@ -392,6 +430,81 @@ def test_twenty_clients_at_once_get_right_answers_in_bounded_memory(
     for got in (answers, *again):
         assert np.allclose(got, expected, atol=1e-5)
     assert resident() - before < 100_000  # kB
+
+
+def test_in_a_network_each_client_has_so_many_requests_a_minute(evaluated_run, sample):
+    running = app.launch(evaluated_run, data=sample, host="0.0.0.0")
+    try:
+        call = f"{running.local_url}gradio_api/call/describe"
+        statuses = [httpx.post(call, json={"data": []}).status_code for _ in range(61)]
+        assert statuses == [200] * REQUESTS["ask"] + [429]
+        assert httpx.get(running.local_url).status_code == 200
+        answer = httpx.post(f"{running.local_url}gradio_api/queue/join", json={"data": []})
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "60")
+        assert "more than 60 requests in a minute" in answer.json()["detail"]
+    finally:
+        running.close()
+
+
+def test_on_this_machine_there_is_no_limit(demo):
+    call = f"{demo.local_url}gradio_api/call/describe"
+    statuses = {httpx.post(call, json={"data": []}).status_code for _ in range(80)}
+    assert statuses == {200}
+
+
+def test_logins_are_refused_after_some_tries(evaluated_run, sample):
+    running = app.launch(evaluated_run, data=sample, auth=("me", "secret"))
+    try:
+        login = f"{running.local_url}login"
+        wrong, right = ({"username": "me", "password": word} for word in ("guess", "secret"))
+        call = f"{running.local_url}gradio_api/call/predict"
+        assert httpx.post(call, json={"data": [None]}).status_code == 401
+        assert httpx.post(login, data=right).status_code == 200
+        tries = [httpx.post(login, data=wrong).status_code for _ in range(6)]
+        assert tries == [400] * (LOGINS["login"] - 1) + [429] * 2
+        # The right word neither: nobody learns which of many guesses was right.
+        assert httpx.post(login, data=right).status_code == 429
+    finally:
+        running.close()
+
+
+class TestGate:
+    """Against a clock that only the test moves."""
+
+    def ask(self, gate, path="/gradio_api/call/predict", *, client=("1.2.3.4", 5), method="POST"):
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "http", "method": method, "path": path, "client": client, "headers": []}
+        asyncio.run(gate(scope, None, send))
+        return sent[0]["status"]
+
+    def make(self, **limits):
+        async def answer(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200})
+
+        self.now = 0.0
+        return Gate(answer, limits=limits, clock=lambda: self.now)
+
+    def test_a_minute_later_there_is_room_again(self):
+        gate = self.make(ask=2)
+        statuses = []
+        for self.now in (0.0, 30.0, 59.0, 60.0, 61.0, 90.0):
+            statuses.append(self.ask(gate))
+        assert statuses == [200, 200, 429, 200, 429, 200]
+
+    def test_clients_and_kinds_are_counted_apart_and_forgotten(self):
+        gate = self.make(ask=1, login=1)
+        assert [self.ask(gate), self.ask(gate, client=("1.2.3.5", 5))] == [200, 200]
+        assert [self.ask(gate, "/login"), self.ask(gate, "/login/")] == [200, 429]
+        assert self.ask(gate, "/gradio_api/queue/join") == 429
+        assert self.ask(gate, "/login", method="GET") == 200
+        assert self.ask(gate, "/gradio_api/upload") == 200  # has no limit here
+        self.now = 100.0
+        assert self.ask(gate, client=None) == 200
+        assert list(gate.recent) == [("ask", "")]
 
 
 def test_the_page_says_that_it_is_no_medical_device(demo):

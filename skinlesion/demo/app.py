@@ -15,6 +15,7 @@ from PIL import Image
 
 from skinlesion.demo import html
 from skinlesion.demo.content import Content, load_content
+from skinlesion.demo.gate import guard
 from skinlesion.demo.predict import CalibratedPredictor, Prediction
 from skinlesion.demo.result import make_table
 from skinlesion.demo.uploads import (
@@ -248,8 +249,7 @@ def launch(
         auth: (user, password) to ask for.
 
     Raises:
-        InputError: the port is taken, this Gradio is too old for a public link, or as
-            `load_content`.
+        InputError: the port is taken, Gradio is too old for a public link, or as `load_content`.
     """
     if share:
         require_safe_gradio("a public link")
@@ -267,7 +267,8 @@ def launch(
             inline=is_watched() and is_visible,
             prevent_thread_lock=True,
             quiet=True,
-            show_error=True,
+            show_error=False,  # hides Gradio's own messages, with their paths, but not ours
+            app_kwargs=guard(host, share=share),
             max_file_size=MAX_UPLOAD,
             ssr_mode=False,  # Spaces would serve another page than the tested one
             **_style(gr.Blocks.launch),

@@ -1,0 +1,96 @@
+"""Which requests are answered: the documented endpoints, and only so many of a client a minute."""
+
+import re
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from skinlesion.demo.uploads import MAX_FILES
+
+ENDPOINTS = ("predict", "explain", "predict_many", "describe")
+"""What other programs may call by name. docs/demo.md describes them."""
+LOGINS = {"login": 5}
+"""Logins of a client in a minute, right or wrong."""
+REQUESTS = {"ask": 60, "upload": MAX_FILES}
+"""Questions and uploads of a client in a minute, where others than this machine can ask."""
+MINUTE = 60.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+_CALL = re.compile(r"/(?P<way>call/v2|call|run|api)/(?P<name>[^/]+)/?$")
+
+
+def guard(host: str, *, share: bool) -> dict[str, Any]:
+    """Return the options of FastAPI that put a `Gate` in front of the page.
+
+    Args:
+        host: address that the page listens on. Only logins are limited if it is this machine's own.
+        share: whether there is a public link.
+    """
+    limits = LOGINS if host in LOOPBACK and not share else LOGINS | REQUESTS
+    return {
+        "middleware": [Middleware(Gate, limits=limits)],
+        "exception_handlers": {KeyError: _answer_unknown},
+    }
+
+
+class Gate:
+    """ASGI middleware that refuses other endpoints (404) and too many requests (429).
+
+    Gradio answers calls of handlers that it lists as private. A client is an address; uvicorn
+    takes it from `X-Forwarded-For` if the request comes from a proxy that it trusts.
+
+    Args:
+        app: what answers the other requests.
+        limits: kind of request (`login`, `ask`, `upload`) to the most in a minute of each client.
+        clock: seconds, never falling.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, limits: dict[str, int], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.app, self.limits, self.clock = app, limits, clock
+        self.recent: dict[tuple[str, str], deque[float]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or pass it on."""
+        await (self._refuse(scope) or self.app)(scope, receive, send)
+
+    def _refuse(self, scope: Scope) -> JSONResponse | None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return None
+        path = scope["path"].rstrip("/")
+        called = _CALL.search(path)
+        # `run` and `api` pass the queue by.
+        if called and (called["way"] in ("run", "api") or called["name"] not in ENDPOINTS):
+            known = ", ".join(ENDPOINTS)
+            return JSONResponse({"detail": f"no such endpoint; call one of {known}"}, 404)
+        last = path.rpartition("/")[2]
+        kind = "ask" if called or last == "join" else last
+        if kind in self.limits and self._is_too_much(scope, kind):
+            detail = f"more than {self.limits[kind]} requests in a minute; wait, then try again"
+            return JSONResponse({"detail": detail}, 429, {"Retry-After": f"{MINUTE:.0f}"})
+        return None
+
+    def _is_too_much(self, scope: Scope, kind: str) -> bool:
+        now = self.clock()
+        # Clients that have been quiet for a minute are forgotten.
+        self.recent = {key: at for key, at in self.recent.items() if at[-1] > now - MINUTE}
+        client = scope["client"][0] if scope["client"] else ""
+        times = self.recent.setdefault((kind, client), deque(maxlen=self.limits[kind]))
+        if len(times) == times.maxlen and times[0] > now - MINUTE:
+            return True
+        times.append(now)
+        return False
+
+
+async def _answer_unknown(request: Request, error: Exception) -> JSONResponse:
+    """Gradio raises KeyError if a request names a handler by a number that no handler has."""
+    traceback.print_exception(error)
+    return JSONResponse({"detail": "no such handler"}, 404)
