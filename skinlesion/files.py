@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 class InputError(ValueError):
     """Bad input from the user: one line that says what is wrong, where, and what to do."""
 
+    def __init__(self, message: str) -> None:
+        # Messages of libraries, which are passed on, can have several lines.
+        super().__init__(" ".join(line.strip() for line in message.splitlines()).strip())
+
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows, instead of a traceback through this package."""
         return [f"{type(self).__name__}: {self}"]

@@ -239,7 +239,7 @@ CODE = {
     ("change", "message"),
     [
         (lambda layers: layers.append(CODE), r"holds code \(.*\), which is not run"),
-        (lambda layers: layers.append(CODE | {"module": "os"}), "holds code"),
+        (lambda layers: layers.append(CODE | {"module": "os"}), "holds code .*which is not run"),
         (
             lambda layers: layers[-1].update(module="subprocess", class_name="Popen"),
             r"holds code \(Popen of subprocess\), which is not run",
