@@ -2,11 +2,13 @@
 
     python3 scripts/test.py [PYTEST ARGUMENTS]
     python3 scripts/test.py --stack kaggle|colab [PYTEST ARGUMENTS]
+    python3 scripts/test.py --full [PYTEST ARGUMENTS]
 
 Needs Python and pip. Tests on real data run if the variables HAM10000_DIR (folder of the dataset)
 and SKINLESION_WEIGHTS (a file of weights) are set; otherwise they are skipped, with the reason.
 `--stack` uses the library versions that the platform preinstalls, and runs only the tests of what
-depends on them. Each run ends with its ten slowest tests.
+depends on them. `--full` takes 1,000 hostile files instead of 100. Each run ends with its ten
+slowest tests.
 """
 
 import argparse
@@ -24,7 +26,10 @@ from environment import (
 ON_OTHER_STACKS = (
     "app",
     "augmentation",
+    "bundle",
     "export",
+    "guard",
+    "hostile",
     "images",
     "isic",
     "packaging",
@@ -57,6 +62,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--stack", choices=STACKS, default="newest")
+    parser.add_argument("--full", action="store_true")
     arguments, given = parser.parse_known_args()
     stack = arguments.stack
     try:
@@ -79,6 +85,8 @@ def main() -> None:
     slow_first = [name for name in SLOW if name in chosen] + [n for n in chosen if n not in SLOW]
     files = [f"tests/test_{name}.py" for name in slow_first]
     variables = {"TF_CPP_MIN_LOG_LEVEL": "2", "SKINLESION_STACK": stack}
+    if arguments.full:
+        variables["SKINLESION_FULL"] = "1"
     run(python, "-m", *PYTEST, *DURATIONS, *(given or [*files, *options]), **variables)
 
 

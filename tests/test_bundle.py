@@ -305,6 +305,24 @@ def test_a_size_of_a_million_pixels_is_refused_in_little_memory(bundle):
     assert "image_size.0: Input should be less than or equal to 4096" in asked.stderr
 
 
+@pytest.mark.parametrize("field", ["config", "dataset", "weights", "precision"])
+@pytest.mark.parametrize("name", VALUES)
+def test_an_edited_description_of_a_run_is_one_line(field, name, run_copy):
+    path = run_copy / "config.json"
+    described = json.loads(path.read_text())
+    replace_value(described, field, VALUES[name])
+    path.write_text(json.dumps(described))
+    with pytest.raises(InputError, match=r"config\.json|settings") as caught:
+        _ = Run.find(run_copy).config
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_history_is_one_line(run_copy):
+    (run_copy / "history.csv").write_bytes(b'a,b\n1,2\n1,2,3\n"')
+    with pytest.raises(InputError, match=r"history\.csv: cannot be read as CSV"):
+        _ = Run.find(run_copy).history
+
+
 @pytest.mark.parametrize(
     "metrics",
     [

@@ -31,6 +31,16 @@ def read_requirements():
     return [Requirement(text) for line in lines if (text := line.partition("#")[0].strip())]
 
 
+def test_the_docs_give_a_reason_for_each_dependency():
+    extras = [
+        Requirement(text) for some in PROJECT["optional-dependencies"].values() for text in some
+    ]
+    wanted = {one.name for one in (*read_requirements(), *extras)} - {"skinlesion"}
+    rows = (ROOT / "docs" / "dependencies.md").read_text().splitlines()
+    reasons = [row.split("|")[1].strip() for row in rows if row.startswith("| ")]
+    assert sorted(set(reasons) - {"package", "---"}) == sorted(wanted)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     return make_kaggle.build_wheel(Path(sys.executable), tmp_path_factory.mktemp("wheel"))

@@ -49,8 +49,8 @@ def open_upright(path: str | Path, *, at_least: int | None = None) -> Image.Imag
 
     Raises:
         InputError: the file is not an image, is truncated, has too many pixels, holds numbers whose
-            range it does not declare, or would cost more than `guard` allows. The message names the file without its folder, so that
-            the demo can show it.
+            range it does not declare, or would cost more than `guard` allows. The message names the
+            file without its folder, so that the demo can show it.
     """
     name = Path(path).name
     try:

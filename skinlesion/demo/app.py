@@ -268,7 +268,7 @@ def launch(
             prevent_thread_lock=True,
             quiet=True,
             show_error=False,  # hides Gradio's own messages, with their paths, but not ours
-            app_kwargs=guard(host, share=share),
+            app_kwargs=guard(share=share),
             max_file_size=MAX_UPLOAD,
             ssr_mode=False,  # Spaces would serve another page than the tested one
             **_style(gr.Blocks.launch),

@@ -4,7 +4,7 @@ import re
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.middleware import Middleware
@@ -16,26 +16,23 @@ from skinlesion.demo.uploads import MAX_FILES
 
 ENDPOINTS = ("predict", "explain", "predict_many", "describe")
 """What other programs may call by name. docs/demo.md describes them."""
-LOGINS = {"login": 5}
-"""Logins of a client in a minute, right or wrong."""
-REQUESTS = {"ask": 60, "upload": MAX_FILES}
-"""Questions and uploads of a client in a minute, where others than this machine can ask."""
+LIMITS = {"login": 5, "ask": 60, "upload": MAX_FILES}
+"""Logins (right or wrong), questions and uploads of a client in a minute."""
 MINUTE = 60.0
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "::1")
+"""Addresses of this machine itself, whose questions and uploads are not limited."""
 
 _CALL = re.compile(r"/(?P<way>call/v2|call|run|api)/(?P<name>[^/]+)/?$")
 
 
-def guard(host: str, *, share: bool) -> dict[str, Any]:
+def guard(*, share: bool) -> dict[str, Any]:
     """Return the options of FastAPI that put a `Gate` in front of the page.
 
     Args:
-        host: address that the page listens on. Only logins are limited if it is this machine's own.
-        share: whether there is a public link.
+        share: whether there is a public link, whose visitors can look like this machine itself.
     """
-    limits = LOGINS if host in LOOPBACK and not share else LOGINS | REQUESTS
     return {
-        "middleware": [Middleware(Gate, limits=limits)],
+        "middleware": [Middleware(Gate, unlimited=() if share else LOOPBACK)],
         "exception_handlers": {KeyError: _answer_unknown},
     }
 
@@ -48,14 +45,18 @@ class Gate:
 
     Args:
         app: what answers the other requests.
-        limits: kind of request (`login`, `ask`, `upload`) to the most in a minute of each client.
+        unlimited: clients whose questions and uploads are not counted.
         clock: seconds, never falling.
     """
 
     def __init__(
-        self, app: ASGIApp, *, limits: dict[str, int], clock: Callable[[], float] = time.monotonic
+        self,
+        app: ASGIApp,
+        *,
+        unlimited: Sequence[str] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.app, self.limits, self.clock = app, limits, clock
+        self.app, self.unlimited, self.clock = app, unlimited, clock
         self.recent: dict[tuple[str, str], deque[float]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,17 +74,19 @@ class Gate:
             return JSONResponse({"detail": f"no such endpoint; call one of {known}"}, 404)
         last = path.rpartition("/")[2]
         kind = "ask" if called or last == "join" else last
-        if kind in self.limits and self._is_too_much(scope, kind):
-            detail = f"more than {self.limits[kind]} requests in a minute; wait, then try again"
+        client = scope["client"][0] if scope["client"] else ""
+        if kind not in LIMITS or (kind != "login" and client in self.unlimited):
+            return None
+        if self._is_too_much(kind, client):
+            detail = f"more than {LIMITS[kind]} requests in a minute; wait, then try again"
             return JSONResponse({"detail": detail}, 429, {"Retry-After": f"{MINUTE:.0f}"})
         return None
 
-    def _is_too_much(self, scope: Scope, kind: str) -> bool:
+    def _is_too_much(self, kind: str, client: str) -> bool:
         now = self.clock()
         # Clients that have been quiet for a minute are forgotten.
         self.recent = {key: at for key, at in self.recent.items() if at[-1] > now - MINUTE}
-        client = scope["client"][0] if scope["client"] else ""
-        times = self.recent.setdefault((kind, client), deque(maxlen=self.limits[kind]))
+        times = self.recent.setdefault((kind, client), deque(maxlen=LIMITS[kind]))
         if len(times) == times.maxlen and times[0] > now - MINUTE:
             return True
         times.append(now)

@@ -1,4 +1,4 @@
-"""The files of a saved model, checked before anything large is read or built.
+"""The files of a saved model and its run, checked before anything large is read or built.
 
 A checksum shows damage only. Whoever edits a file can write a new checksum, so every value is
 checked as well.
@@ -7,14 +7,14 @@ checked as well.
 import json
 import zipfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from skinlesion.config import Pixels, Resize
 from skinlesion.diagnoses import CLASS_CODES
-from skinlesion.files import InputError
+from skinlesion.files import InputError, read_json
 
 MODEL_NAME, INFO_NAME, SUMS_NAME = "model.keras", "bundle.json", "SHA256SUMS"
 ARRAYS_NAME = "calibration.npz"
@@ -50,6 +50,41 @@ class ModelInfo(BaseModel):
     recipe: Annotated[str, Field(pattern=r"^[\w-]{1,40}$")]
     synthetic: bool
     calibration: dict[str, Any] | None = None
+
+
+class _Dataset(BaseModel):
+    fingerprint: str
+    folder: str
+    synthetic: bool
+
+
+class _Weights(BaseModel):
+    loaded_layers: int
+
+
+class _Description(BaseModel):
+    """What later steps need of `config.json`. `config.Config` checks the settings themselves."""
+
+    model_config = ConfigDict(strict=True)
+
+    config: dict[str, Any]
+    dataset: _Dataset
+    weights: _Weights
+    precision: Literal["float32", "mixed_float16"]
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Read `config.json` of a run.
+
+    Raises:
+        InputError: it is not JSON, or lacks what later steps need.
+    """
+    described = read_json(path)
+    try:
+        _Description.model_validate(described)
+    except ValidationError as error:
+        raise InputError(f"{path}: holds no settings of a run ({describe(error)})") from error
+    return described
 
 
 def read_info(path: Path) -> ModelInfo:

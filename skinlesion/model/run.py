@@ -23,6 +23,7 @@ from skinlesion.model.bundle import (
     SUMS_NAME,
     ModelInfo,
     read_arrays,
+    read_description,
     read_info,
     read_network,
 )
@@ -118,10 +119,7 @@ class Run:
         Raises:
             InputError: it is missing or damaged.
         """
-        described = read_json(self.folder / "config.json")
-        if not isinstance(described, dict) or not isinstance(described.get("config"), dict):
-            raise InputError(f"{self.folder / 'config.json'}: holds no settings of a run")
-        return described
+        return read_description(self.folder / "config.json")
 
     @property
     def config(self) -> Config:
@@ -154,8 +152,17 @@ class Run:
 
     @property
     def history(self) -> pd.DataFrame:
-        """A row an epoch, numbered from 1; without rows where no epoch was trained."""
-        return pd.read_csv(self.history_path) if self.history_path.is_file() else pd.DataFrame()
+        """A row an epoch, numbered from 1; without rows where no epoch was trained.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        if not self.history_path.is_file():
+            return pd.DataFrame()
+        try:
+            return pd.read_csv(self.history_path)
+        except ValueError as error:  # pandas' own errors, and that it is no text
+            raise InputError(f"{self.history_path}: cannot be read as CSV ({error})") from error
 
     @property
     def metrics(self) -> dict[str, Any] | None:
