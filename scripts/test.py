@@ -31,7 +31,7 @@ ON_OTHER_STACKS = (
     "guard",
     "hostile",
     "images",
-    "isic",
+    "isic_csv",
     "packaging",
     "platforms",
     "plots",

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-from skinlesion.demo import app, page
+from skinlesion.demo import app, html
 from skinlesion.demo.predict import CalibratedPredictor
 from skinlesion.demo.result import TABLE_COLUMNS, format_percent, make_table
 from skinlesion.diagnoses import CLASS_NAMES, DISCLAIMER
@@ -58,7 +58,7 @@ def visit(browser, demo):
         opened.on("pageerror", lambda error: errors.append(str(error)))
         opened.on("request", lambda request: errors.append(request.url) if is_away(request) else 0)
         opened.goto(demo.local_url)
-        expect(opened.get_by_text(page.WAITING)).to_be_visible()
+        expect(opened.get_by_text(html.WAITING)).to_be_visible()
         return opened
 
     def is_away(request):
@@ -112,7 +112,7 @@ def test_a_second_upload_replaces_the_first_and_clearing_empties(visit, predict,
     opened.get_by_role("button", name="Clear").or_(
         opened.get_by_role("button", name="Remove Image")
     ).first.click()
-    expect(opened.get_by_text(page.WAITING)).to_be_visible()
+    expect(opened.get_by_text(html.WAITING)).to_be_visible()
     expect(opened.get_by_text("(Grad-CAM)")).to_be_hidden()
     upload(opened, pictures[50])
     expect_result(opened, predict(pictures[50]))

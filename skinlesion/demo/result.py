@@ -197,16 +197,20 @@ def find_operating_point(
             if row["target_sensitivity"] == float(TARGET)
             and row["threshold"] == unmeasured.threshold
         ]
-        shares = {name: _interval(rows[0][name]) for name in ("sensitivity", "specificity") if rows}
+        if not rows:
+            return unmeasured
+        sensitivity, specificity = (
+            _interval(rows[0][name]) for name in ("sensitivity", "specificity")
+        )
         n_test = TypeAdapter(Count).validate_python(metrics["n"])
     except (KeyError, TypeError, ValidationError) as error:
         raise InputError(
             f"metrics.json: lacks the error rates of the threshold ({describe(error)}); evaluate "
             "the run again"
         ) from error
-    if not rows or None in shares.values():
+    if sensitivity is None or specificity is None:
         return unmeasured
-    return replace(unmeasured, **shares, n_test=n_test)
+    return replace(unmeasured, sensitivity=sensitivity, specificity=specificity, n_test=n_test)
 
 
 def make_table(results: Sequence[Result | Failure]) -> pd.DataFrame:
