@@ -220,10 +220,10 @@ def is_watched() -> bool:
 
 
 def progress_bar(
-    items: Iterable[T] | None, title: str, total: int, *, unit: str = "image"
+    items: Iterable[T] | None, title: str, total: int, *, unit: str = "images"
 ) -> "tqdm[T]":
     """Pass on `items` and show a bar on stderr if this takes over a second and is watched."""
-    return tqdm(items, title, total, unit=f" {unit}s", delay=1, disable=not is_watched())
+    return tqdm(items, title, total, unit=f" {unit}", delay=1, disable=not is_watched())
 
 
 def say(text: str) -> None:

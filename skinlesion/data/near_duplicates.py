@@ -90,7 +90,7 @@ def find_near_duplicates(
         shots = list(progress_bar(pool.map(Shot, paths), "describing", len(paths)))
         scores = pool.map(lambda pair: compare_shots(shots[pair[0]], shots[pair[1]]), pairs)
         matches, correlation = np.array(
-            list(progress_bar(scores, "verifying", len(pairs), unit="pair"))
+            list(progress_bar(scores, "verifying", len(pairs), unit="pairs"))
         ).T.reshape(2, -1)
     found = np.flatnonzero(matches * correlation >= MIN_AGREEMENT)
     sides = [

@@ -343,7 +343,7 @@ def make_sample(out: str | Path, *, images_per_class: int = 60, seed: int = 0) -
     plans = list(_plan_lesions(seed, images_per_class))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         lesions = pool.map(lambda plan: _write_lesion(out, seed, *plan), plans)
-        drawn = progress_bar(lesions, "drawing the sample", len(plans), unit="lesion")
+        drawn = progress_bar(lesions, "drawing the sample", len(plans), unit="lesions")
         rows = [row for lesion in drawn for row in lesion]
     write_csv(out / METADATA_NAME, pd.DataFrame(rows))
     (out / _UNFINISHED_NAME).replace(out / SAMPLE_MARKER)

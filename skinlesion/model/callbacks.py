@@ -83,8 +83,8 @@ class Progress(keras.callbacks.Callback):
             self.after_first = self.trained  # the first step compiles the model
         elif not self.durations and batch == TIMED_STEPS:
             step = (self.trained - self.after_first) / TIMED_STEPS
-            minutes = step * self.params["steps"] * self.params["epochs"] / 60
-            say(f"train: about {math.ceil(minutes)} minutes for {self.params['epochs']} epochs")
+            duration = describe_duration(step * self.params["steps"] * self.params["epochs"])
+            say(f"train: {self.params['epochs']} epochs take about {duration}")
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Complete the logs and print them."""
@@ -94,11 +94,12 @@ class Progress(keras.callbacks.Callback):
         logs["learning_rate"] = float(rate)
         logs["images_per_second"] = round(images / (self.trained - self.started), 2)
         self.durations.append(time.monotonic() - self.started)
-        left = (self.params["epochs"] - epoch - 1) * float(np.mean(self.durations)) / 60
+        left = (self.params["epochs"] - epoch - 1) * float(np.mean(self.durations))
+        speed = f"{logs['images_per_second']:.0f} images/s"
+        rest = f", {describe_duration(left)} left" if left else ""
         say(
             f"train: epoch {epoch + 1} of {self.params['epochs']}: loss {logs['loss']:.4f}, "
-            f"validation loss {logs['val_loss']:.4f}, {logs['images_per_second']:.1f} images/s, "
-            f"at most {left:.0f} minutes left"
+            f"validation loss {logs['val_loss']:.4f}, {speed}{rest}"
         )
 
 
@@ -230,6 +231,16 @@ class Resume(keras.callbacks.Callback):
 
     def _write_history(self) -> None:
         write_csv(self.run.history_path, pd.DataFrame(self.rows))
+
+
+def describe_duration(seconds: float) -> str:
+    """Write a duration for readers: `under a minute`, `1 minute`, `40 minutes` or `3.5 hours`."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "under a minute"
+    if minutes < 120:
+        return f"{minutes} minute{'s' if minutes > 1 else ''}"
+    return f"{seconds / 3600:.1f} hours"
 
 
 def read_state(checkpoints: Path) -> Logs | None:

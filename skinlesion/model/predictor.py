@@ -174,7 +174,7 @@ class Predictor:
 
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(decode, 0)
-            for start in progress_bar(starts, "predicting", len(starts), unit="batch"):
+            for start in progress_bar(starts, "predicting", len(starts), unit="batches"):
                 ready = ahead.result()
                 if start + BATCH_SIZE < len(paths):
                     ahead = pool.submit(decode, start + BATCH_SIZE)

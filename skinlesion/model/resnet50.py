@@ -268,7 +268,7 @@ def compute_features(
     describe = keras.Model(backbone.input, keras.layers.Concatenate()(pooled))
     parts = []
     starts = range(0, len(paths), FEATURE_BATCH)
-    for start in progress_bar(starts, "computing features", len(starts), unit="batch"):
+    for start in progress_bar(starts, "computing features", len(starts), unit="batches"):
         images = load_images(paths[start : start + FEATURE_BATCH], image_size=image_size)
         prepared = keras.applications.resnet50.preprocess_input(images.astype(np.float32))
         parts.append(describe.predict_on_batch(prepared))
