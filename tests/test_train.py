@@ -24,7 +24,14 @@ from skinlesion.diagnoses import SYNTHETIC_NOTE
 from skinlesion.evaluation.calibration import calibrate
 from skinlesion.files import InputError, read_json
 from skinlesion.machine import LOCK_NAME
-from skinlesion.model.callbacks import Progress, Resume, TimeLimit, make_callbacks
+from skinlesion.model import devices
+from skinlesion.model.callbacks import (
+    Progress,
+    Resume,
+    TimeLimit,
+    describe_duration,
+    make_callbacks,
+)
 from skinlesion.model.datasets import balanced_class_weights, make_batches, make_datasets
 from skinlesion.model.linear_probe import STRENGTHS, fit_linear_probe
 from skinlesion.model.predictor import Predictor
@@ -507,3 +514,25 @@ def test_half_precision_trains_and_leaves_a_model_in_full_precision(sample, tmp_
     assert not run.has_predictions("validation")
     calibrate(run, sample)
     assert run.has_predictions("validation")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(20, "under a minute"), (60, "1 minute"), (2400, "40 minutes"), (12600, "3.5 hours")],
+)
+def test_durations_are_written_for_readers(seconds, said):
+    assert describe_duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "slow"),
+    [
+        ("default", {}, True),
+        ("default", {"image_size": (128, 128), "epochs": 6}, False),
+        ("default", {"limit": 500}, False),
+        ("probe", {}, False),
+    ],
+)
+def test_training_is_slow_at_full_size_without_a_gpu(recipe, settings, slow, monkeypatch):
+    monkeypatch.setattr(devices, "_gpu_details", lambda: [])
+    assert devices.is_slow(make_config(recipe, **settings)) == slow

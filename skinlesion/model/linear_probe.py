@@ -18,6 +18,8 @@ from skinlesion.model.run import Run
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Inverse regularisation strengths (scikit-learn's `C`) that are tried."""
+COLUMNS = ["C", "accuracy", "loss", "val_accuracy", "val_loss"]
+"""Of the table: the strength, then the figures of the training and the validation images."""
 MAX_ITERATIONS = 300
 """Of scikit-learn's solver; more changes little."""
 
@@ -34,7 +36,8 @@ def fit_linear_probe(
     Of `STRENGTHS`, the one with the lowest weighted validation loss is taken. Starting from a
     fitted head keeps the pretrained layers from being distorted by the first steps of fine-tuning
     (Kumar et al., arXiv:2202.10054). Nothing is done if the settings do not ask for it, before
-    epochs that start from random weights, and for a run that already has finished epochs.
+    epochs that start from random weights, and for a run that already has finished epochs, whose
+    table is returned again.
 
     Args:
         model: from `build_model` with a pooled head.
@@ -44,14 +47,17 @@ def fit_linear_probe(
         config: the settings.
 
     Returns:
-        The same table: C, accuracy, loss, val_accuracy, val_loss; empty if nothing was done.
+        The same table: `COLUMNS`; without rows if nothing was fitted.
 
     Raises:
         InputError: the head has other layers than `build_model` gave it.
     """
+    path = run.folder / "linear_probe.csv"
+    if run.has_finished_epochs and path.is_file():
+        return pd.read_csv(path)
     from_scratch = bool(config.epochs) and not pretrained_weights(model).layers
     if not config.linear_probe or from_scratch or run.has_finished_epochs:
-        return pd.DataFrame()
+        return pd.DataFrame(columns=COLUMNS, dtype=float)
     _require_own_head(model)
     say("train: fitting the head as a logistic regression")
     classifier = find_part(model, "classifier")
@@ -69,8 +75,8 @@ def fit_linear_probe(
             best = _to_layer(regression, scaler)
         rows.append(row)
     find_part(model, "head").get_layer("probabilities").set_weights(best)
-    table = pd.DataFrame(rows)
-    write_csv(run.folder / "linear_probe.csv", table)
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    write_csv(path, table)
     return table
 
 
@@ -98,7 +104,7 @@ def _describe(
         return describe(batch, training=False)
 
     parts: list[tuple[Any, ...]] = []
-    for batch, labels, weights in progress_bar(images, title, len(images), unit="batch"):
+    for batch, labels, weights in progress_bar(images, title, len(images), unit="batches"):
         parts.append((compute(batch).numpy(), labels.numpy(), weights.numpy()))
     features, labels, weights = map(np.concatenate, zip(*parts, strict=True))
     return features.astype(np.float64), labels, weights

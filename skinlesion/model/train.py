@@ -18,7 +18,7 @@ from skinlesion.machine import how_to_attach, is_watched, say
 from skinlesion.model.bundle import ModelInfo
 from skinlesion.model.callbacks import make_callbacks, read_state
 from skinlesion.model.datasets import make_datasets
-from skinlesion.model.devices import describe_device
+from skinlesion.model.devices import describe_device, is_slow
 from skinlesion.model.linear_probe import fit_linear_probe
 from skinlesion.model.provenance import describe_versions, find_commit
 from skinlesion.model.resnet50 import (
@@ -135,6 +135,12 @@ def begin_run(
     say(f"train: recipe {config.recipe}, run {run}, {describe_device()}, {pretrained}")
     if is_sample(data):
         say(SYNTHETIC_NOTE)
+    elif is_slow(config) and not run.is_finished:
+        height, width = config.image_size
+        say(
+            f"train: No accelerator: recipe {config.recipe} at {height}x{width} takes many hours. "
+            'On Kaggle: Settings > Accelerator > GPU T4 x2. Or use recipe = "probe"'
+        )
     require_same_run(run, data, split, config)
     if run.is_begun:
         known = run.description["weights"]["loaded_layers"]
@@ -192,7 +198,11 @@ def finish_run(run: Run, model: keras.Sequential, config: Config) -> None:
         config: the settings.
     """
     if run.is_finished:
-        _keep_finished(run)
+        say(
+            "train: This run is finished: nothing was trained; its model and curves are shown. To "
+            "train again, set `name` to a new name."
+        )
+        shutil.rmtree(run.checkpoints, ignore_errors=True)  # it may have been killed before
         return
     state = read_state(run.checkpoints)
     if config.epochs and not (state and state["is_over"]):
@@ -264,7 +274,7 @@ def find_trained_run(
     say(f"using the finished run in {found}")
     other = find_other_settings(found, config)
     if other:
-        say(f"note: {found} was trained with other settings than this notebook has: {other}")
+        say(f"note: {found} was trained with other settings than the parameters here: {other}")
     return found
 
 
