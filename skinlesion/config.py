@@ -21,69 +21,102 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 
 
 class Config(BaseModel):
-    """Everything that decides how a model is trained.
-
-    Attributes:
-        recipe: name of the recipe that these settings started from.
-        split: `grouped` keeps all images of a lesion together; `original` splits by image.
-        seed: seed of the split, the initial weights, the order of images and the augmentation.
-        weights: pretrained weights of the backbone: `imagenet`, `none`, or the path of a file.
-        image_size: (height, width) of the network's input in pixels.
-        resize: filter that brings images to `image_size`.
-        preprocessing: `imagenet` is what the ImageNet weights were trained with (BGR, channel
-            means subtracted); `divide_by_255` is what the original notebook did.
-        top_stage: the last ResNet50 stage of the backbone, `conv2` to `conv5`. `pretrained` is the
-            last stage that has pretrained weights, or `conv5` without any.
-        head: `pooled` averages each feature map (He et al., arXiv:1512.03385); `original` is the
-            head of the original notebook.
-        linear_probe: fit the last layer as a logistic regression on the pretrained features before
-            the first epoch (Kumar et al., arXiv:2202.10054). With `epochs=0` this is all of the
-            training. Without pretrained weights it is skipped.
-        augmentation: random transforms of the training images.
-        batch_size: images in a training step.
-        epochs: the largest number of epochs.
-        learning_rate: Adam's learning rate when the backbone has pretrained weights.
-        scratch_learning_rate: Adam's learning rate when all weights start at random.
-        schedule: `cosine` warms up and decays to a hundredth; `plateau` halves the rate when the
-            validation accuracy has not improved for 4 epochs, never below 1e-4 (the original's).
-        fine_tune_from: the first pretrained stage that is trained; earlier ones stay frozen.
-        train_batch_norm: whether pretrained BatchNorm layers are trained.
-        batch_norm_momentum: of the BatchNorm layers without pretrained weights.
-        class_weights: `balanced` weighs each class by its inverse frequency, in training and in
-            the validation loss.
-        early_stopping_patience: epochs without a lower validation loss before training stops.
-        precision: `mixed_float16` computes with half the bits (Micikevicius et al.,
-            arXiv:1710.03740); `auto` does so on GPUs with Tensor Cores.
-        limit: largest number of training images; None uses all.
-        deterministic: repeat results exactly on one machine, at some cost in speed.
-    """
+    """Everything that decides how a model is trained. Notebook 3 shows these descriptions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    recipe: str
-    split: Split
-    seed: int = Field(default=42, ge=0, lt=2**31)
-    weights: str = "imagenet"
-    image_size: tuple[Pixels, Pixels] = (224, 224)
-    resize: Resize = "bilinear"
-    preprocessing: Preprocessing = "imagenet"
-    top_stage: Literal["conv2", "conv3", "conv4", "conv5", "pretrained"]
-    head: Head
-    linear_probe: bool = False
-    augmentation: Augmentation
-    batch_size: int = Field(default=32, ge=1)
-    epochs: int = Field(ge=0)
-    learning_rate: Rate = 1e-4
-    scratch_learning_rate: Rate = 1e-3
-    schedule: Literal["cosine", "plateau"] = "cosine"
-    fine_tune_from: Stage
-    train_batch_norm: bool = False
-    batch_norm_momentum: float = Field(default=0.9, gt=0, lt=1)
-    class_weights: Literal["balanced", "none"] = "balanced"
-    early_stopping_patience: int = Field(default=6, ge=1)
-    precision: Literal["auto", "float32", "mixed_float16"] = "auto"
-    limit: int | None = Field(default=None, ge=1)
-    deterministic: bool = False
+    recipe: str = Field(description="name of the recipe that these settings started from")
+    split: Split = Field(
+        description='"grouped" keeps all images of a lesion together; "original" splits by image'
+    )
+    seed: int = Field(
+        default=42,
+        ge=0,
+        lt=2**31,
+        description="of the split, the initial weights, the order of images and the augmentation",
+    )
+    weights: str = Field(
+        default="imagenet",
+        description='pretrained weights of the backbone: "imagenet", "none", or the path of a file',
+    )
+    image_size: tuple[Pixels, Pixels] = Field(
+        default=(224, 224), description="(height, width) of the network's input in pixels"
+    )
+    resize: Resize = Field(
+        default="bilinear", description="filter that brings images to image_size"
+    )
+    preprocessing: Preprocessing = Field(
+        default="imagenet",
+        description='"imagenet" is what the ImageNet weights were trained with (BGR, channel means '
+        'subtracted); "divide_by_255" is what the original notebook did',
+    )
+    top_stage: Literal["conv2", "conv3", "conv4", "conv5", "pretrained"] = Field(
+        description='last ResNet50 stage of the backbone, "conv2" to "conv5"; "pretrained" is the '
+        'last stage that has pretrained weights, or "conv5" without any'
+    )
+    head: Head = Field(
+        description='"pooled" averages each feature map (He et al., arXiv:1512.03385); "original" '
+        "is the head of the original notebook"
+    )
+    linear_probe: bool = Field(
+        default=False,
+        description="fit the last layer as a logistic regression on the pretrained features before "
+        "the first epoch (Kumar et al., arXiv:2202.10054); with epochs = 0 this is all of the "
+        "training; skipped before epochs that start without pretrained weights",
+    )
+    augmentation: Augmentation = Field(
+        description='random transforms of the training images: "dermatoscopic", "original", "none"'
+    )
+    batch_size: int = Field(default=32, ge=1, description="images in a training step")
+    epochs: int = Field(ge=0, description="the largest number of epochs")
+    learning_rate: Rate = Field(
+        default=1e-4, description="Adam's learning rate when the backbone has pretrained weights"
+    )
+    scratch_learning_rate: Rate = Field(
+        default=1e-3, description="Adam's learning rate when all weights start at random"
+    )
+    schedule: Literal["cosine", "plateau"] = Field(
+        default="cosine",
+        description='"cosine" warms up and decays to a hundredth; "plateau" halves the rate when '
+        "the validation accuracy has not improved for 4 epochs, never below 1e-4 (the original's)",
+    )
+    fine_tune_from: Stage = Field(
+        description="the first pretrained stage that is trained; earlier ones stay frozen"
+    )
+    train_batch_norm: bool = Field(
+        default=False, description="whether pretrained BatchNorm layers are trained"
+    )
+    batch_norm_momentum: float = Field(
+        default=0.9,
+        gt=0,
+        lt=1,
+        description="of the BatchNorm layers without pretrained weights",
+    )
+    class_weights: Literal["balanced", "none"] = Field(
+        default="balanced",
+        description='"balanced" weighs each class by its inverse frequency, in training and in the '
+        "validation loss",
+    )
+    early_stopping_patience: int = Field(
+        default=6,
+        ge=1,
+        description="epochs without a lower validation loss before training stops",
+    )
+    precision: Literal["auto", "float32", "mixed_float16"] = Field(
+        default="auto",
+        description='"mixed_float16" computes with half the bits (Micikevicius et al., '
+        'arXiv:1710.03740); "auto" does so on GPUs with Tensor Cores',
+    )
+    limit: int | None = Field(
+        default=None,
+        ge=1,
+        description="largest number of training images; None uses all; the validation and test "
+        "images stay all",
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="repeat results exactly on one machine, at some cost in speed",
+    )
 
     @model_validator(mode="after")
     def _require_training(self) -> "Config":
