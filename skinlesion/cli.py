@@ -248,13 +248,14 @@ def evaluate(
     if not (alone or out):
         raise InputError("name a folder for the results with --out DIR")
     from skinlesion.evaluation import evaluate as steps
+    from skinlesion.evaluation.report import describe_metrics
 
     if images and truth and out:
         steps.evaluate_external(runs, images, truth, out, metadata=metadata, tta=tta)
     elif out:
         steps.evaluate_together(runs, out, data=data, tta=tta)
     else:
-        steps.evaluate(runs[0], data=data, tta=tta)
+        print(describe_metrics(steps.evaluate(runs[0], data=data, tta=tta)))
 
 
 @command("score", "--predictions predictions.csv --truth truth.csv --out score")

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from conftest import TINY
 
+from skinlesion.cli import main
 from skinlesion.config import make_config
 from skinlesion.data.ham10000 import load_metadata
 from skinlesion.data.images import load_images
@@ -136,7 +137,7 @@ class TestEvaluate:
             evaluate(evaluated, data=sample)
 
     def test_the_terminal_gets_a_few_lines_with_what_limits_them(self, run_copy, sample, capsys):
-        evaluate(run_copy, data=sample)
+        main(["evaluate", "--run", str(run_copy), "--data", str(sample)])
         said = capsys.readouterr().out
         assert len(said.splitlines()) <= 12
         assert SYNTHETIC_NOTE in said

@@ -77,7 +77,7 @@ def evaluate(
         },
     )
     _write_model_card(run)
-    say_results(metrics, run.evaluation_dir)
+    say(f"evaluate: figures and tables in {run.evaluation_dir}")
     return metrics
 
 
