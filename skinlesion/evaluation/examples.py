@@ -59,6 +59,8 @@ def draw_samples(rows: pd.DataFrame, y_prob: np.ndarray, *, seed: int) -> Figure
 def draw_mistakes(rows: pd.DataFrame, y_prob: np.ndarray) -> Figure:
     """Draw the wrong predictions with the highest confidence. Arguments: `draw_samples`."""
     wrong = np.flatnonzero(y_prob.argmax(axis=1) != rows["label"].to_numpy())
+    if not len(wrong):
+        return plots.plot_images([], [], nothing="no mistakes")
     chosen = wrong[np.argsort(-y_prob[wrong].max(axis=1), kind="stable")][:SHOWN_IMAGES]
     return _draw_images(rows, y_prob, chosen)
 

@@ -93,7 +93,8 @@ def draw_explanations(
     ]
     chosen = np.array([group[confidence[group].argmax()] for group in groups if len(group)], int)
     if not len(chosen):
-        return plots.plot_images([], [])
+        nothing = "no right predictions" if any(kinds) else "no mistakes"
+        return plots.plot_images([], [], nothing=nothing)
     paths = rows["path"].iloc[chosen].tolist()
     maps = predictor.predict_files(paths, maps=True).maps
     assert maps is not None

@@ -22,6 +22,9 @@ from skinlesion.files import write_atomically
 
 COLUMNS = 4
 """Images in a row of a grid."""
+NO_EPOCHS = (
+    "No epoch was finished. Recipe probe has no epochs: see the table of the logistic regression."
+)
 
 
 def plot_class_counts(split: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -32,6 +35,7 @@ def plot_class_counts(split: pd.DataFrame, ax: Axes | None = None) -> Axes:
     )
     ax.set(xlabel="images", ylabel="", title="Images of each diagnosis")
     ax.set_yticks(range(len(CLASS_CODES)), [f"{name} ({code})" for code, name, _ in DIAGNOSES])
+    sns.move_legend(ax, "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
     return ax
 
 
@@ -71,9 +75,9 @@ def plot_confusion_matrix(
 
 def plot_confusion_matrices(matrix: Any) -> Figure:
     """Plot a confusion matrix twice: images, and shares of each row. Arguments: counts (7, 7)."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.4), layout="constrained")
-    plot_confusion_matrix(np.asarray(matrix), ax=left)
-    plot_confusion_matrix(np.asarray(matrix), normalize=True, ax=right)
+    figure, (upper, lower) = plt.subplots(2, 1, figsize=(6.4, 10.4), layout="constrained")
+    plot_confusion_matrix(np.asarray(matrix), ax=upper)
+    plot_confusion_matrix(np.asarray(matrix), normalize=True, ax=lower)
     return figure
 
 
@@ -81,26 +85,44 @@ def plot_learning_curves(history: pd.DataFrame, axes: Sequence[Axes] | None = No
     """Plot loss and accuracy of training and validation by epoch.
 
     Args:
-        history: from `Run.history`; without rows, the plots are empty.
+        history: from `Run.history`; without rows, a line says so instead.
         axes: two Axes, or None to make them.
     """
-    axes = list(axes) if axes is not None else list(plt.subplots(1, 2, figsize=(10, 3.8))[1])
+    if axes is None:
+        height = 3.8 if len(history) else 0.4
+        axes = plt.subplots(1, 2, figsize=(10, height))[1]
+    axes = list(axes)
+    if not len(history):
+        for ax in axes:
+            ax.axis("off")
+        axes[0].text(0, 0.5, NO_EPOCHS)
+        return axes
     for ax, figure in zip(axes, ("loss", "accuracy"), strict=True):
         for column, label in ((figure, "training"), (f"val_{figure}", "validation")):
-            if len(history):
-                ax.plot(history["epoch"], history[column], marker="o", label=label)
+            ax.plot(history["epoch"], history[column], marker="o", label=label)
         ax.set(xlabel="epoch", ylabel=figure)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if len(history):
-            ax.legend()
+        ax.legend()
     return axes
 
 
 def plot_images(
-    images: Sequence[np.ndarray], titles: Sequence[str], *, colors: Sequence[str] | None = None
+    images: Sequence[np.ndarray],
+    titles: Sequence[str],
+    *,
+    colors: Sequence[str] | None = None,
+    nothing: str = "no images",
 ) -> Figure:
-    """A grid of images, uint8 (height, width, 3) each, each with a title; none is no error."""
-    rows = max(1, -(-len(images) // COLUMNS))
+    """A grid of images, uint8 (height, width, 3) each, each with a title.
+
+    Without images, the figure says `nothing`.
+    """
+    if not len(images):
+        figure, ax = plt.subplots(figsize=(2.0 * COLUMNS, 0.4))
+        ax.axis("off")  # a notebook shows no figure without axes
+        ax.text(0, 0.5, nothing)
+        return figure
+    rows = -(-len(images) // COLUMNS)
     figure, axes = plt.subplots(
         rows, COLUMNS, figsize=(2.0 * COLUMNS, 1.9 * rows), squeeze=False, layout="constrained"
     )
@@ -110,8 +132,6 @@ def plot_images(
     for ax, image, title, color in zip(axes.flat, images, titles, colors, strict=False):
         ax.imshow(image)
         ax.set_title(title, color=color, fontsize=9)
-    if not len(images):
-        axes[0, 0].set_title("no such image", fontsize=9)
     return figure
 
 
@@ -157,13 +177,14 @@ def plot_precision_recall_curves(
     y_true: np.ndarray, y_prob: np.ndarray, metrics: Mapping[str, Any], ax: Axes | None = None
 ) -> Axes:
     """Precision-recall curves, with average precision. Arguments: `plot_roc_curves`."""
-    ax = ax or _new_axes(5.6, 5.2)
+    ax = ax or _new_axes(7.6, 5.2)
     for truth, score, style in _against_the_rest(y_true, y_prob, metrics, "average_precision"):
         precision, recall, _ = precision_recall_curve(truth, score)
         ax.plot(recall, precision, drawstyle="steps-post", **style)
     ax.set(xlabel="sensitivity (recall)", ylabel="PPV (precision)", ylim=(0, 1.03))
     ax.set_title("Precision and recall, one class against the rest")
-    ax.legend(fontsize=7, loc="lower left", title="average precision, 95 %", title_fontsize=7)
+    place = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
+    ax.legend(fontsize=7, title="average precision, 95 % interval", title_fontsize=7, **place)
     return ax
 
 
@@ -237,7 +258,7 @@ def plot_forest(
     if reference is not None:
         ax.axvline(reference, color="lightgray", linestyle="--")
     ax.hlines(positions, rows["low"], rows["high"], color="C0", linewidth=2, alpha=0.5)
-    ax.plot(rows["value"], positions, "o", color="C0", markersize=5)
+    ax.plot(rows["value"], positions, "o", color="C0", markersize=5, clip_on=False)
     ax.set_yticks(positions, rows["label"], fontsize=8)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_title(title)
@@ -252,7 +273,7 @@ def plot_probabilities(probabilities: dict[str, float], ax: Axes | None = None) 
     bars = ax.barh(names, [probabilities[code] for code in codes])
     ax.bar_label(bars, fmt="{:.1%}", padding=3)
     ax.invert_yaxis()
-    ax.set(xlim=(0, 1.2), xlabel="confidence", ylabel="")
+    ax.set(xlim=(0, 1), xlabel="confidence", ylabel="")
     return ax
 
 

@@ -230,6 +230,7 @@ def _report_subgroups(
     title = f"Balanced accuracy, subgroups of at least {least} images"
     overall = metrics["overall"]["balanced_accuracy"]["value"]
     ax = plots.plot_forest(shown.assign(label=labels), title=title, reference=overall)
+    ax.set_xlim(right=1)
     return {"subgroups": ax.figure}
 
 
