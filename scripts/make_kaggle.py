@@ -34,6 +34,9 @@ NEEDS = {
 }
 """The notebooks whose output each notebook uses."""
 
+LEFT_OUT = ("colab-badge", "The outputs saved here")
+"""What lines contain that say nothing in these notebooks."""
+
 Notebook = dict[str, Any]
 
 
@@ -120,12 +123,12 @@ def make_carried_cell(wheel: Path) -> Notebook:
 
 
 def let_stand_alone(notebook: Notebook, carried: Notebook) -> Notebook:
-    """Copy a notebook with the wheel, without outputs and without the badge of Colab."""
+    """Copy a notebook with the wheel, without outputs, the note about them, and Colab's badge."""
     notebook = copy.deepcopy(notebook)
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             cell["outputs"], cell["execution_count"] = [], None
-        cell["source"] = [line for line in cell["source"] if "colab-badge" not in line]
+        cell["source"] = [line for line in cell["source"] if not any(map(line.count, LEFT_OUT))]
     (bootstrap,) = (cell for cell in notebook["cells"] if has_tag(cell, "bootstrap"))
     before = "".join(bootstrap["source"])
     after = before.replace("ADDRESS, WHEEL = ", "ADDRESS = ").replace('", []\n', '"\n')
