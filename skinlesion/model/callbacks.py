@@ -84,7 +84,7 @@ class Progress(keras.callbacks.Callback):
         elif not self.durations and batch == TIMED_STEPS:
             step = (self.trained - self.after_first) / TIMED_STEPS
             duration = describe_duration(step * self.params["steps"] * self.params["epochs"])
-            say(f"train: {self.params['epochs']} epochs take about {duration}")
+            say(f"train: estimated time for {self.params['epochs']} epochs: {duration}")
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Complete the logs and print them."""

@@ -36,8 +36,7 @@ def fit_linear_probe(
     Of `STRENGTHS`, the one with the lowest weighted validation loss is taken. Starting from a
     fitted head keeps the pretrained layers from being distorted by the first steps of fine-tuning
     (Kumar et al., arXiv:2202.10054). Nothing is done if the settings do not ask for it, before
-    epochs that start from random weights, and for a run that already has finished epochs, whose
-    table is returned again.
+    epochs that start from random weights, and for a run that already has finished epochs.
 
     Args:
         model: from `build_model` with a pooled head.
@@ -61,8 +60,24 @@ def fit_linear_probe(
     _require_own_head(model)
     say("train: fitting the head as a logistic regression")
     classifier = find_part(model, "classifier")
-    x, labels, weights = _describe(classifier, train, "features, train")
-    val_x, val_labels, val_weights = _describe(classifier, validation, "features, validation")
+    described = _describe(classifier, train, "features, train")
+    table, best = _try_strengths(
+        *described, *_describe(classifier, validation, "features, validation")
+    )
+    find_part(model, "head").get_layer("probabilities").set_weights(best)
+    write_csv(path, table)
+    return table
+
+
+def _try_strengths(
+    x: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    val_x: np.ndarray,
+    val_labels: np.ndarray,
+    val_weights: np.ndarray,
+) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    """A row for each of `STRENGTHS`, and the weights of the last layer for the best of them."""
     scaler = StandardScaler().fit(x)
     rows: list[dict[str, float]] = []
     best: list[np.ndarray] = []
@@ -74,10 +89,7 @@ def fit_linear_probe(
         if not rows or row["val_loss"] < min(other["val_loss"] for other in rows):
             best = _to_layer(regression, scaler)
         rows.append(row)
-    find_part(model, "head").get_layer("probabilities").set_weights(best)
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    write_csv(path, table)
-    return table
+    return pd.DataFrame(rows, columns=COLUMNS), best
 
 
 def _require_own_head(model: keras.Sequential) -> None:
