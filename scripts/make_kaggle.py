@@ -157,7 +157,7 @@ def join_notebooks(notebooks: list[Notebook]) -> Notebook:
     head = [
         make_markdown(ALL_IN_ONE),
         bootstrap,
-        make_markdown("## Parameters\n\nWhat each means stands with its step, below."),
+        make_markdown(PARAMETERS),
         {
             "cell_type": "code",
             "id": "parameters",
@@ -189,6 +189,14 @@ ALL_IN_ONE = """\
 The five notebooks in one session: gather the images, split them by lesion, train, evaluate, show.
 
 For research and education only: not a medical device, not for clinical use."""
+
+
+PARAMETERS = """\
+## Parameters
+
+What each means stands with its step, below. How long Run All takes at full size was not measured. For a
+first trial, set `settings = {"epochs": 2, "image_size": [128, 128], "limit": 500}` and `name = "trial"`.
+Give each further change of the settings or of the code a new `name`."""
 
 
 def describe_kernel(name: str, user: str) -> dict[str, Any]:

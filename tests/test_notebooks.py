@@ -9,6 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import skinlesion as sl
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = ["01_copy_images", "02_split_metadata", "03_train", "04_evaluate", "05_gradio_demo"]
@@ -124,6 +126,65 @@ def test_every_figure_made_from_the_sample_is_captioned(executed):
         said = ("plots.caption(", "Image(run", "sl.plot_")
         captions = sum(any(word in cell.source for word in said) for cell in code_cells(path))
         assert len(figures) == captions
+
+
+def test_a_recipe_without_epochs_and_without_augmentation(sample, tmp_path):
+    settings = '--set=settings={"image_size": [32, 48], "top_stage": "conv2"}'
+    command = ("--data", sample, "--work", tmp_path, "--only", "03_train", settings, QUICK[1])
+    for _ in range(2):  # the second time, the run is finished
+        finished = run_notebooks(*command, '--set=recipe="probe"')
+        assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+        notebook = tmp_path / "notebooks" / "03_train.ipynb"
+        shown = [
+            output.data.get("text/html", "")
+            for cell in code_cells(notebook)
+            for output in cell.outputs
+            if "data" in output
+        ]
+        (probe,) = (table for table in shown if "val_accuracy" in table)
+        assert probe.count("<tr>") == 1 + 5
+        assert "seagreen" in probe
+        assert not any("Empty DataFrame" in table for table in shown)
+    assert "This run is finished: nothing was trained" in finished.stdout
+    text = notebook.read_text()
+    assert "This recipe does not augment" in text
+    assert "Recipe `probe` has no epochs: see the table of the logistic regression above" in text
+
+
+class TestChangeIt:
+    """The examples at the end of notebook 3."""
+
+    @pytest.fixture
+    def examples(self):
+        (text,) = (c.source for c in read(NOTEBOOKS[2]).cells if c.source.startswith("## Change"))
+        return re.findall(r"```python\n(.*?)```", text, re.S)
+
+    def test_a_setting(self, examples):
+        names = {}
+        exec(examples[0], names)
+        assert sl.make_config(**names["settings"]).learning_rate == 3e-5
+        assert names["name"]
+
+    def test_a_callback_and_an_augmentation(self, examples, sample, tiny_config, tmp_path):
+        names = {
+            "sl": sl,
+            "run": sl.Run(tmp_path / "run"),
+            "config": tiny_config,
+            "time_limit": None,
+            "model": sl.build_model(tiny_config),
+        }
+        exec(examples[2], names)
+        exec(examples[1], names)
+        model, run = names["model"], names["run"]
+        split = sl.make_split(sl.load_metadata(sample), "grouped")
+        train, validation = sl.make_datasets(sample, split, tiny_config)
+        sl.begin_run(run, model, sample, split, tiny_config)
+        sl.compile_model(model, tiny_config, steps=len(train))
+        model.fit(train, validation_data=validation, callbacks=names["callbacks"], verbose=0)
+        sl.finish_run(run, model, tiny_config)
+        assert "random_translation" in model.get_layer("augmentation").layers[-1].name
+        assert len((run.folder / "log.csv").read_text().splitlines()) == 2
+        assert sl.Run(run.folder).load_model().name == "classifier"
 
 
 def test_a_late_notebook_trains_only_when_it_is_asked_to(sample, tmp_path):
