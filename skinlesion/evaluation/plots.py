@@ -183,8 +183,8 @@ def plot_precision_recall_curves(
         ax.plot(recall, precision, drawstyle="steps-post", **style)
     ax.set(xlabel="sensitivity (recall)", ylabel="PPV (precision)", ylim=(0, 1.03))
     ax.set_title("Precision and recall, one class against the rest")
-    place = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
-    ax.legend(fontsize=7, title="average precision, 95 % interval", title_fontsize=7, **place)
+    title = "average precision, 95 % interval"
+    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), title=title, title_fontsize=7)
     return ax
 
 
