@@ -249,8 +249,8 @@ CODE = {
         (lambda layers: head(layers).update(units=8), "cannot read it"),
         (lambda layers: head(layers).update(units=math.nan), "cannot read it"),
         (lambda layers: head(layers).update(name="other"), "end with"),
-        (lambda layers: layers.pop(), "has the parts"),
-        (lambda layers: layers[-1]["config"].update(name="other"), "has the parts"),
+        (lambda layers: layers.pop(), "its parts must be"),
+        (lambda layers: layers[-1]["config"].update(name="other"), "its parts must be"),
         (
             lambda layers: layers[0]["config"].update(batch_shape=[None, 10**6, 10**6, 3]),
             "too large",
@@ -268,7 +268,7 @@ def test_an_edited_network_is_refused_for_what_it_is(change, message, bundle):
 
 def test_a_network_for_images_of_another_size_is_refused(bundle):
     edit_info(bundle, lambda values: values.update(image_size=[64, 64]))
-    with pytest.raises(InputError, match=r"takes and gives .*32.*64"):
+    with pytest.raises(InputError, match=r"must take and give arrays of shapes .*64.*, not .*32"):
         CalibratedPredictor(bundle)
 
 
@@ -276,7 +276,7 @@ def test_another_network_of_keras_is_refused(bundle):
     info = Run.find(bundle).info
     layers = [keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(7)]
     keras.Sequential(layers).save(bundle / MODEL_NAME)
-    with pytest.raises(InputError, match=r"has the parts \['flatten.*', 'dense.*'\]"):
+    with pytest.raises(InputError, match=r"its parts must be .*, not flatten.*, dense"):
         read_network(bundle / MODEL_NAME, info)
 
 

@@ -6,6 +6,7 @@ import random
 import shutil
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -24,7 +25,7 @@ from skinlesion.diagnoses import SYNTHETIC_NOTE
 from skinlesion.evaluation.calibration import calibrate
 from skinlesion.files import InputError, read_json
 from skinlesion.machine import LOCK_NAME
-from skinlesion.model import devices
+from skinlesion.model import callbacks
 from skinlesion.model.callbacks import (
     Progress,
     Resume,
@@ -524,15 +525,32 @@ def test_durations_are_written_for_readers(seconds, said):
     assert describe_duration(seconds) == said
 
 
-@pytest.mark.parametrize(
-    ("recipe", "settings", "slow"),
-    [
-        ("default", {}, True),
-        ("default", {"image_size": (128, 128), "epochs": 6}, False),
-        ("default", {"limit": 500}, False),
-        ("probe", {}, False),
-    ],
-)
-def test_training_is_slow_at_full_size_without_a_gpu(recipe, settings, slow, monkeypatch):
-    monkeypatch.setattr(devices, "_gpu_details", lambda: [])
-    assert devices.is_slow(make_config(recipe, **settings)) == slow
+def test_the_estimate_counts_validation_and_all_epochs(monkeypatch, capsys):
+    """Steps of 64 s: 3 epochs of 10 steps and 40 images, which cost as much as 2.5 steps."""
+    now = iter(range(0, 64 * 20, 64))
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    progress = Progress(batch_size=8, validation_images=40)
+    progress.set_params({"steps": 10, "epochs": 3})
+    progress.on_epoch_begin(0)
+    for batch in range(10):
+        progress.on_train_batch_end(batch)
+    assert capsys.readouterr().out == "train: estimated time for 3 epochs: 40 minutes\n"
+
+
+def test_without_a_gpu_the_way_to_one_is_told(flat_data, tmp_path, capsys):
+    config = tiny()
+    split = write_split(flat_data, tmp_path / "splits.csv")
+    begin_run(Run(tmp_path / "run"), build_model(config), flat_data, split, config)
+    assert "no GPU: all images at full size take many hours" in capsys.readouterr().out
+
+
+def test_a_head_that_could_not_predict_is_refused_before_any_epoch(sample, tmp_path):
+    config = tiny()
+    model = build_model(config)
+    find_part(model, "head").add(keras.layers.Dense(7, activation="softmax", name="last"))
+    split = write_split(sample, tmp_path / "splits.csv")
+    with pytest.raises(
+        InputError, match="the layer 'probabilities', not with conv2_block3_out, la"
+    ):
+        begin_run(Run(tmp_path / "run"), model, sample, split, config)
+    assert not (tmp_path / "run").exists()

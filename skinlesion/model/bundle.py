@@ -157,7 +157,7 @@ def read_network(path: Path, info: ModelInfo) -> Any:
             f"{path}: Keras {keras.__version__} cannot read it ({describe(error)}); install the "
             "Keras that it was trained with, or copy the model again"
         ) from error
-    _require_classifier(model, info, path)
+    require_classifier(model, info.image_size, str(path))
     return model
 
 
@@ -189,21 +189,33 @@ def _require_plain(path: Path) -> None:
         json.loads(archive.read("config.json"), object_hook=check)
 
 
-def _require_classifier(model: Any, info: ModelInfo, path: Path) -> None:
-    """Check that a network has the parts and sizes that prediction relies on."""
+def require_classifier(model: Any, image_size: tuple[int, int], name: str) -> None:
+    """Check that a network has the parts and sizes that prediction relies on.
+
+    Args:
+        model: the classifier.
+        image_size: (height, width) that it must take.
+        name: of the network, for the message.
+
+    Raises:
+        InputError: a part or a size is another one.
+    """
     from skinlesion.model.resnet50 import PARTS, STAGE_OUTPUTS
 
     names = [layer.name for layer in getattr(model, "layers", [])]
     if names != list(PARTS):
-        raise InputError(f"{path}: has the parts {names}, not {list(PARTS)}; train again")
+        raise InputError(f"{name}: its parts must be {', '.join(PARTS)}, not {', '.join(names)}")
     sizes = (model.input_shape, model.output_shape)
-    expected = ((None, *info.image_size, 3), (None, len(info.labels)))
+    expected = ((None, *image_size, 3), (None, len(CLASS_CODES)))
     if sizes != expected:
-        raise InputError(f"{path}: takes and gives {sizes}, not {expected}; copy the model again")
+        raise InputError(f"{name}: must take and give arrays of shapes {expected}, not {sizes}")
     last = [getattr(model.get_layer(name), "layers", [])[-1:] for name in PARTS[1:]]
     ends = [layer.name for layers in last for layer in layers]
     if len(ends) != 2 or ends[0] not in STAGE_OUTPUTS.values() or ends[1] != "probabilities":
-        raise InputError(f"{path}: its backbone and head end with {ends}; train again")
+        raise InputError(
+            f"{name}: backbone and head must end with a stage of ResNet50 and with the layer "
+            f"'probabilities', not with {', '.join(ends)}"
+        )
 
 
 def describe(error: Exception) -> str:

@@ -21,6 +21,9 @@ TIME_RESERVE = 1.2
 """Another epoch is begun only if this many times the longest one so far fits into the time left."""
 TIMED_STEPS = 5
 """Steps of the first epoch, after the very first one, that the estimate rests on."""
+VALIDATION_COST = 0.5
+"""A validation step in training steps: a third if all layers are trained, up to 0.6 if the first
+stages are frozen (docs/benchmarks.md)."""
 
 
 def make_callbacks(
@@ -51,7 +54,7 @@ def make_callbacks(
     return [
         keras.callbacks.TerminateOnNaN(),
         keras.callbacks.TensorBoard(run.folder / "tensorboard", write_graph=False),
-        Progress(config.batch_size),
+        Progress(config.batch_size, len(run.rows("validation")) if run.has_split else 0),
         *watchers,
         Resume(run, config.seed, watchers, limit),
         limit,
@@ -65,11 +68,13 @@ class Progress(keras.callbacks.Callback):
 
     Args:
         batch_size: images in a step.
+        validation_images: that follow the steps of each epoch.
     """
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int, validation_images: int) -> None:
         super().__init__()
         self.batch_size = batch_size
+        self.validation_steps = validation_images / batch_size
         self.durations: list[float] = []
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
@@ -83,7 +88,8 @@ class Progress(keras.callbacks.Callback):
             self.after_first = self.trained  # the first step compiles the model
         elif not self.durations and batch == TIMED_STEPS:
             step = (self.trained - self.after_first) / TIMED_STEPS
-            duration = describe_duration(step * self.params["steps"] * self.params["epochs"])
+            steps = self.params["steps"] + VALIDATION_COST * self.validation_steps
+            duration = describe_duration(step * steps * self.params["epochs"])
             say(f"train: estimated time for {self.params['epochs']} epochs: {duration}")
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:

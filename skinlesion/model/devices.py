@@ -6,15 +6,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from skinlesion.config import Config
 from skinlesion.files import InputError
 
 TENSOR_CORES = (7, 0)
 """Compute capability from which a GPU is faster in half precision:
 https://www.tensorflow.org/guide/mixed_precision."""
-SLOW_WORK = 20 * 128 * 128
-"""Epochs times pixels of an image that take hours without a GPU on all of HAM10000: on two cores, 6
-epochs at 128x128 took 22 minutes (README.md)."""
 
 
 def make_strategy(batch_size: int) -> tf.distribute.Strategy:
@@ -41,11 +37,9 @@ def make_strategy(batch_size: int) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy()
 
 
-def is_slow(config: Config) -> bool:
-    """Whether training on all of HAM10000 takes hours, because this machine has no GPU."""
-    height, width = config.image_size
-    work = config.epochs * height * width
-    return work >= SLOW_WORK and config.limit is None and not _gpu_details()
+def has_gpu() -> bool:
+    """Whether TensorFlow finds a GPU."""
+    return bool(_gpu_details())
 
 
 def choose_precision(wanted: str) -> str:

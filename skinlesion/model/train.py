@@ -15,10 +15,10 @@ from skinlesion.data.split import join_split, make_split, read_split
 from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
 from skinlesion.files import InputError, write_csv, write_json
 from skinlesion.machine import how_to_attach, is_watched, say
-from skinlesion.model.bundle import ModelInfo
+from skinlesion.model.bundle import ModelInfo, require_classifier
 from skinlesion.model.callbacks import make_callbacks, read_state
 from skinlesion.model.datasets import make_datasets
-from skinlesion.model.devices import describe_device, is_slow
+from skinlesion.model.devices import describe_device, has_gpu
 from skinlesion.model.linear_probe import fit_linear_probe
 from skinlesion.model.provenance import describe_versions, find_commit
 from skinlesion.model.resnet50 import (
@@ -129,17 +129,18 @@ def begin_run(
         config: the settings.
 
     Raises:
-        InputError: the run was started with other settings, data, split or pretrained layers.
+        InputError: the run was started with other settings, data, split or pretrained layers, or
+            the model was changed so that it could not be used later.
     """
+    require_classifier(find_part(model, "classifier"), config.image_size, "the model")
     pretrained = pretrained_weights(model)
     say(f"train: recipe {config.recipe}, run {run}, {describe_device()}, {pretrained}")
     if is_sample(data):
         say(SYNTHETIC_NOTE)
-    elif is_slow(config) and not run.is_finished:
-        height, width = config.image_size
+    elif config.epochs and not (run.is_finished or has_gpu()):
         say(
-            f"train: No accelerator: recipe {config.recipe} at {height}x{width} takes many hours. "
-            'On Kaggle: Settings > Accelerator > GPU T4 x2. Or use recipe = "probe"'
+            "train: no GPU: all images at full size take many hours (on Kaggle: Settings > "
+            "Accelerator > GPU T4 x2); recipe probe takes minutes"
         )
     require_same_run(run, data, split, config)
     if run.is_begun:
