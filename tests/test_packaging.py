@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import runpy
 import shutil
@@ -12,12 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import environment
+import lock
 import make_kaggle
 import nbformat
 import pytest
 import set_address
 from packaging.metadata import Metadata
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import skinlesion
 
@@ -125,6 +128,28 @@ def test_every_stack_keeps_to_our_lower_bounds():
         for pin in map(Requirement, stack.preinstalled):
             (exact,) = pin.specifier
             assert bounds.get(pin.name, pin.specifier).contains(exact.version), pin
+
+
+@pytest.mark.parametrize("stack", environment.STACKS)
+def test_the_lock_file_of_a_stack_fits_what_it_is_made_from(stack):
+    """It has the versions that the platform preinstalls, and each of our own requirements."""
+    python, *lines = (ROOT / f"requirements/{stack}.txt").read_text().splitlines()
+    assert python.startswith(f"# Python {environment.STACKS[stack].python}")
+    locked = {
+        canonicalize_name(pin.name): str(pin.specifier)[2:] for pin in map(Requirement, lines)
+    }
+    preinstalled = map(Requirement, environment.STACKS[stack].preinstalled)
+    for wanted in [*preinstalled, *read_requirements()]:
+        assert wanted.specifier.contains(locked[canonicalize_name(wanted.name)]), wanted
+    assert "skinlesion" not in locked
+
+
+def test_a_lock_file_lists_what_an_environment_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "FOLDER", tmp_path / "requirements")
+    written = lock.write_lock("newest", Path(sys.executable)).read_text()
+    assert written.startswith(f"# Python {platform.python_version()}; written by scripts/lock.py\n")
+    assert f"\nnumpy=={version('numpy')}\n" in written
+    assert "skinlesion" not in written
 
 
 def test_the_other_stacks_run_test_files_that_exist():
