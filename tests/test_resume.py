@@ -40,6 +40,21 @@ def uninterrupted(command, tmp_path_factory):
     return run
 
 
+def test_the_same_command_gives_the_same_run(command, uninterrupted, tmp_path):
+    """In another process, whose sets of names have another order."""
+    subprocess.run([*command, "--run", str(tmp_path / "run")], capture_output=True, check=True)
+    assert_same(tmp_path / "run", uninterrupted)
+
+
+def assert_same(run, other):
+    """Two runs have the same split, history, predictions and weights, to the last bit."""
+    for name in ("splits.csv", "linear_probe.csv", "predictions_validation.csv"):
+        assert (run / name).read_text() == (other / name).read_text()
+    pd.testing.assert_frame_equal(history(run), history(other))
+    weights = (Run(folder).load_model().get_weights() for folder in (run, other))
+    assert all(map(np.array_equal, *weights))
+
+
 def history(run):
     return pd.read_csv(run / "history.csv").drop(columns="images_per_second")
 
@@ -73,9 +88,7 @@ def test_a_run_killed_three_times_ends_as_one_that_was_not(command, uninterrupte
     done = subprocess.run(alone, capture_output=True, text=True, check=True)
     assert "continuing after epoch 3" in done.stdout
     assert "epoch 3 of 4" not in done.stdout
-    pd.testing.assert_frame_equal(history(run), history(uninterrupted))
-    name = "predictions_validation.csv"
-    assert (run / name).read_text() == (uninterrupted / name).read_text()
+    assert_same(run, uninterrupted)
     assert not (run / "checkpoints").exists()
     again = subprocess.run(alone, capture_output=True, text=True, check=True)
     assert "finished already" in again.stdout

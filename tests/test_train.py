@@ -18,9 +18,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skinlesion.config import make_config
-from skinlesion.data.ham10000 import copy_images, list_images
+from skinlesion.data.ham10000 import copy_images, list_images, load_metadata
 from skinlesion.data.isic_csv import read_isic
-from skinlesion.data.split import SPLITS, read_split, write_split
+from skinlesion.data.split import SPLITS, make_split, read_split, write_split
 from skinlesion.diagnoses import SYNTHETIC_NOTE
 from skinlesion.evaluation.calibration import calibrate
 from skinlesion.files import InputError, read_json
@@ -97,6 +97,20 @@ class TestBatches:
         assert first != second
         random.seed(3)
         assert self.seen(dataset) == first
+
+    def test_the_same_seed_gives_the_same_batches_in_each_epoch(self, sample):
+        """Made twice, each time seeded before each epoch as `Resume` does."""
+        config, split = tiny(limit=20), make_split(load_metadata(sample))
+        one, other = [], []
+        for seen in (one, other):
+            training, validation = make_datasets(sample, split, config)
+            for epoch in range(2):
+                keras.utils.set_random_seed(config.seed + epoch)
+                seen.append([*training.as_numpy_iterator(), *validation.as_numpy_iterator()])
+        for ours, theirs in zip(one, other, strict=True):
+            for batch, same in zip(ours, theirs, strict=True):
+                assert all(map(np.array_equal, batch, same))
+        assert not np.array_equal(one[0][0][0], one[1][0][0])  # another order in the next epoch
 
     def test_images_are_given_up_with_their_dataset(self):
         images = np.zeros((8, 4, 4, 3), np.uint8)
@@ -299,6 +313,7 @@ class TestRunFolder:
         }
         assert names == {
             "config.json",
+            "environment.json",
             "splits.csv",
             "history.csv",
             "predictions_validation.csv",
@@ -310,6 +325,8 @@ class TestRunFolder:
         described = json.loads((trained_run / "config.json").read_text())
         assert described["dataset"]["synthetic"] is True
         assert described["versions"]["tensorflow"]
+        packages = json.loads((trained_run / "environment.json").read_text())["packages"]
+        assert packages["tensorflow"] == described["versions"]["tensorflow"]
         assert described["seed"] == described["config"]["seed"] == 42
         assert len(described["dataset"]["fingerprint"]) == 64
         split = read_split(trained_run / "splits.csv").set_index("image_id")["split"]

@@ -20,7 +20,7 @@ from skinlesion.model.callbacks import make_callbacks, read_state
 from skinlesion.model.datasets import make_datasets
 from skinlesion.model.devices import describe_device, has_gpu
 from skinlesion.model.linear_probe import fit_linear_probe
-from skinlesion.model.provenance import describe_versions, find_commit
+from skinlesion.model.provenance import describe_environment, describe_versions, find_commit
 from skinlesion.model.resnet50 import (
     build_model,
     find_part,
@@ -119,7 +119,10 @@ def compile_model(model: keras.Sequential, config: Config, *, steps: int) -> Non
 def begin_run(
     run: Run, model: keras.Sequential, data: Path, split: pd.DataFrame, config: Config
 ) -> None:
-    """Write `config.json` and `splits.csv`, or check that a run to continue is the same.
+    """Write how the run begins, or check that a run to continue is the same.
+
+    `config.json` holds the settings, `environment.json` the software and the machine, `splits.csv`
+    the split.
 
     Args:
         run: the run.
@@ -162,6 +165,7 @@ def begin_run(
     table = run.load_dataset(data)
     record_gaps(data, run.folder)
     write_csv(run.splits_path, split)
+    write_json(run.folder / "environment.json", describe_environment())
     settings = {"config": config.model_dump(), "seed": config.seed}
     write_json(run.folder / "config.json", settings | _describe(model, data, table))
 
