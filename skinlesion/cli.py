@@ -113,11 +113,14 @@ def copy(out: OutFolder, data: Data = None, allow_incomplete: AllowIncomplete = 
 
 
 @command("check", "--data images")
-def check(data: Data = None) -> None:
+def check(
+    data: Data = None,
+    out: Annotated[Path | None, option("DIR", "For the report (default: outputs).")] = None,
+) -> None:
     """Look for damage in a dataset; status 1 if any."""
     from skinlesion.data.check import check_dataset
 
-    if check_dataset(data):
+    if check_dataset(data, out):
         raise typer.Exit(FAILURE)
 
 

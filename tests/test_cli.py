@@ -100,12 +100,16 @@ def test_a_file_that_cannot_be_read_is_status_1_and_the_others_are_predicted(
     assert table["prediction"].notna().sum() == 1
 
 
-def test_damage_is_status_1(flat_data):
-    assert skinlesion("check", "--data", flat_data).returncode == 0
+def test_damage_is_status_1_and_bad_input_status_2(flat_data, tmp_path):
+    command = ("check", "--data", flat_data, "--out", tmp_path / "report")
+    assert skinlesion(*command).returncode == 0
     next(flat_data.glob("*_part_1/*.jpg")).unlink()
-    finished = skinlesion("check", "--data", flat_data)
+    finished = skinlesion(*command)
     assert finished.returncode == 1
-    assert "rows without an image: 1 (ISIC_" in finished.stdout
+    assert "| rows without an image |     1 | ISIC_" in finished.stdout
+    assert (tmp_path / "report/data_report.json").is_file()
+    (flat_data / "HAM10000_metadata.csv").write_text("a,b")
+    assert skinlesion(*command).returncode == 2
 
 
 def test_a_leak_is_status_1(sample, tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from skinlesion.data.images import (
     decode_image,
-    find_unreadable,
+    inspect_images,
     list_image_files,
     load_images,
     open_upright,
@@ -210,7 +210,7 @@ def test_only_a_jpeg_that_is_reduced_while_it_is_decoded_may_have_50_million_pix
     assert decode_image(tmp_path / "large.jpg", image_size=(8, 12)).shape == (8, 12, 3)
     with pytest.raises(InputError, match=r"7000 x 6000 pixels .* smaller than 35 million"):
         decode_image(tmp_path / "large.png", image_size=(8, 12))
-    assert find_unreadable([tmp_path / "large.jpg"]) == []
+    assert inspect_images([tmp_path / "large.jpg"])[0].problem == ""
 
 
 def test_an_image_that_vanishes_before_it_is_decoded_is_named(flat_data, tmp_path):

@@ -126,7 +126,7 @@ def list_images(folder: Path) -> dict[str, Path]:
     images: dict[str, Path] = {}
     sizes: dict[str, int] = {}
     unequal = []
-    for path in sorted(_walk_jpegs(folder)):
+    for path in sorted(path for path in walk_files(folder) if path.suffix.lower() == ".jpg"):
         image_id, size = normalise_id(path.stem), stat_file(path).st_size
         if sizes.setdefault(image_id, size) != size:
             unequal.append(f"{path} and {images[image_id]}")
@@ -323,12 +323,14 @@ def _find_copy(folder: Path) -> Path | None:
     return folder
 
 
-def _walk_jpegs(folder: Path) -> Iterator[Path]:
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Yield every file below a folder, also behind links; `InputError` if a folder is closed."""
+
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
     for parent, _, names in os.walk(folder, onerror=refuse, followlinks=True):
-        yield from (Path(parent) / name for name in names if name.lower().endswith(".jpg"))
+        yield from (Path(parent) / name for name in names)
 
 
 def _require_metadata(folder: Path, *, named_by: str) -> Path:

@@ -1,8 +1,11 @@
 """From an image file to pixels: the only place where images are opened, turned and resized."""
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -177,19 +180,57 @@ def _stamp(path: str | Path) -> str:
     return f"{Path(path).name} {status.st_size} {status.st_mtime_ns}"
 
 
-def find_unreadable(paths: Sequence[str | Path]) -> list[str]:
-    """Return the reason for each file that is not a complete image, in the order of `paths`."""
+@dataclass(frozen=True)
+class ImageFacts:
+    """What is in a file that should be an image.
 
-    def read(path: str | Path) -> str | None:
-        try:
-            open_upright(path, at_least=1)
-        except InputError as error:
-            return str(error)
-        return None
+    Attributes:
+        sha256: of its bytes.
+        problem: why it cannot be used: `empty`, `truncated`, or a reason in one line; empty if it
+            can.
+        format: name of its format, such as JPEG; empty if it is not an image.
+        mode: Pillow's name of its colours, such as RGB or L (grey).
+        size: width and height in pixels, such as `600x450`, as stored.
+        thumbnail: uint8 (`THUMBNAIL`, `THUMBNAIL`, 3), RGB; None if there is a problem.
+    """
 
+    sha256: str = ""
+    problem: str = ""
+    format: str = ""
+    mode: str = ""
+    size: str = ""
+    thumbnail: np.ndarray | None = None
+
+
+THUMBNAIL = 8
+"""Width and height in pixels of the thumbnails that tell alike images."""
+
+
+def inspect_image(path: Path) -> ImageFacts:
+    """Read a file completely and say what is in it, whatever it is called. Nothing is raised."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return ImageFacts(problem=f"cannot be opened ({error.strerror})")
+    sha256, kind = hashlib.sha256(content).hexdigest(), ("", "", "")
+    if not content:
+        return ImageFacts(sha256, problem="empty")
+    with suppress(Exception), Image.open(path, formats=FORMATS) as image:
+        kind = (image.format or "", image.mode, f"{image.width}x{image.height}")
+    try:
+        whole = open_upright(path, at_least=4 * THUMBNAIL)  # says why the line above failed
+    except InputError as error:
+        is_cut = "truncated" in str(error.__cause__).lower()
+        problem = "truncated" if is_cut else str(error).removeprefix(f"{path.name}: ")
+        return ImageFacts(sha256, problem, *kind)
+    thumbnail = whole.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
+    return ImageFacts(sha256, "", *kind, np.asarray(thumbnail))
+
+
+def inspect_images(paths: Sequence[Path]) -> list[ImageFacts]:
+    """Inspect many files on all cores, in the order of `paths`."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reading = progress_bar(pool.map(read, paths), "reading images", len(paths))
-        return [reason for reason in reading if reason]
+        return list(progress_bar(pool.map(inspect_image, paths), "reading images", len(paths)))
 
 
 def list_image_files(folder: Path) -> tuple[list[Path], list[Path]]:
