@@ -192,6 +192,7 @@ def train(
         list[str] | None, option("NAME=VALUE", "Any setting of the recipe; repeatable.", "--set")
     ] = None,
     allow_incomplete: AllowIncomplete = False,
+    quarantine: Annotated[bool, flag("--quarantine", "Also leave out unreadable images.")] = False,
 ) -> None:
     """Train and calibrate a model. For an interrupted run, --run alone continues it."""
     given: dict[str, Any] = {
@@ -211,7 +212,9 @@ def train(
     config = choose_config(begun, recipe, given, weights=weights, seed=seed)
     from skinlesion.model.train import train
 
-    trained = train(data, begun, config, splits=splits, time_limit=time_limit)
+    trained = train(
+        data, begun, config, splits=splits, time_limit=time_limit, quarantine=quarantine
+    )
     if trained.is_finished:
         calibrate(trained, data)
 

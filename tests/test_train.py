@@ -18,11 +18,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skinlesion.config import make_config
-from skinlesion.data.ham10000 import copy_images, list_images, load_metadata
+from skinlesion.data.ham10000 import METADATA_NAME, copy_images, list_images, load_metadata
 from skinlesion.data.isic_csv import read_isic
 from skinlesion.data.split import SPLITS, make_split, read_split, write_split
 from skinlesion.diagnoses import SYNTHETIC_NOTE
 from skinlesion.evaluation.calibration import calibrate
+from skinlesion.evaluation.evaluate import evaluate
 from skinlesion.files import InputError, read_json
 from skinlesion.machine import LOCK_NAME
 from skinlesion.model import callbacks
@@ -448,6 +449,59 @@ class TestIncompleteDataset:
         copy = copy_images(data, tmp_path / "copy", allow_incomplete=True)
         run = train(copy, tmp_path / "run", tiny_config.model_copy(update={"epochs": 0}))
         assert read_json(run.folder / "incomplete.json")["rows without an image"] == [first]
+
+
+class TestQuarantine:
+    @pytest.fixture
+    def damaged(self, sample, tmp_path):
+        """The sample, with one image missing, one cut off and one empty."""
+        data = Path(shutil.copytree(sample, tmp_path / "data"))
+        images = list_images(data)
+        missing, cut, empty = list(images)[:3]
+        images[missing].unlink()
+        images[cut].write_bytes(images[cut].read_bytes()[:-500])
+        images[empty].write_bytes(b"")
+        return data, {missing: "no image", cut: "truncated", empty: "empty"}
+
+    def test_rows_without_a_usable_image_are_left_out_and_listed(
+        self, damaged, tiny_config, tmp_path, capsys
+    ):
+        data, bad = damaged
+        run = train(data, tmp_path / "run", tiny_config, quarantine=True)
+        assert read_json(run.folder / "quarantine.json") == bad
+        named = set(pd.read_csv(data / METADATA_NAME)["image_id"])
+        assert set(run.split["image_id"]) == named - set(bad)
+        assert "train: 3 rows without a usable image left out" in capsys.readouterr().out
+        calibrate(run.folder)  # later steps need no option
+        evaluate(run.folder)
+
+    def test_a_split_file_may_name_them_and_the_same_call_continues(
+        self, sample, damaged, tiny_config, tmp_path
+    ):
+        data, bad = damaged
+        write_split(sample, tmp_path / "splits.csv")
+        given = {"splits": tmp_path / "splits.csv", "quarantine": True}
+        run = train(data, tmp_path / "run", tiny_config, **given, time_limit=1e-9)
+        assert not run.is_finished
+        before = run.split
+        assert len(before) == 81
+        assert set(before["image_id"]).isdisjoint(bad)
+        train(data, run.folder, tiny_config, **given)
+        assert run.is_finished
+        pd.testing.assert_frame_equal(run.split, before)
+
+    def test_after_a_failure_the_same_folder_can_be_used(self, damaged, tiny_config, tmp_path):
+        data, _ = damaged
+        folder = tmp_path / "run"
+        with pytest.raises(InputError, match="images cannot be used"):
+            train(data, Run(folder, allow_incomplete=True), tiny_config)
+        assert train(data, folder, tiny_config, quarantine=True).is_finished
+
+    def test_a_clean_dataset_has_no_list(self, sample, tiny_config, tmp_path):
+        config = tiny_config.model_copy(update={"epochs": 0})
+        run = train(sample, tmp_path / "run", config, quarantine=True)
+        assert not (run.folder / "quarantine.json").exists()
+        assert len(run.split) == 84
 
 
 class TestWithoutNetwork:

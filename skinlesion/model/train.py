@@ -7,13 +7,14 @@ from typing import Any
 import keras
 import pandas as pd
 
-from skinlesion.config import Config, Split
+from skinlesion.config import Config
+from skinlesion.data.check import find_unusable_rows
 from skinlesion.data.ham10000 import find_dataset, is_sample, record_gaps
 from skinlesion.data.metadata import dataset_fingerprint
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import join_split, make_split, read_split
 from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
-from skinlesion.files import InputError, write_csv, write_json
+from skinlesion.files import InputError, read_json, write_csv, write_json
 from skinlesion.machine import how_to_attach, is_watched, say
 from skinlesion.model.bundle import ModelInfo, require_classifier
 from skinlesion.model.callbacks import make_callbacks, read_state
@@ -34,6 +35,9 @@ WARMUP_SHARE = 0.1
 """Share of training in which the cosine schedule rises to its rate: Goyal et al., arXiv:1706.02677,
 warm up over the first 5 of 90 epochs; short runs need a larger share for the same effect."""
 
+QUARANTINE_NAME = "quarantine.json"
+"""The rows that a run was trained without, in its folder: by `image_id`, the reason."""
+
 
 def train(
     data: str | Path | None,
@@ -42,6 +46,7 @@ def train(
     *,
     splits: Path | None = None,
     time_limit: float | None = None,
+    quarantine: bool = False,
 ) -> Run:
     """Train a model and save it in its run.
 
@@ -53,24 +58,25 @@ def train(
         config: the settings.
         splits: a split file; None: the run's own, else a new split.
         time_limit: hours from now after which training stops; the same call continues it.
+        quarantine: leave out rows without a usable image, and list them in `quarantine.json`.
 
     Raises:
-        InputError: the folder holds another run, another process trains it, dataset, split or
-            weights cannot be used, or there is no room.
+        InputError: the run is another one or busy, an input is unusable, or there is no room.
         FloatingPointError: the loss is no longer a number.
     """
     run = run if isinstance(run, Run) else Run(run)
     if run.is_finished and not (data or splits or find_other_settings(run, config)):
         return _keep_finished(run)
     data = find_dataset(data or run.dataset)
-    split = _choose_split(data, run, splits, kind=config.split, seed=config.seed)
+    split, left_out = _choose_split(data, run, splits, config, quarantine=quarantine)
     require_same_run(run, data, split, config)
     if run.is_finished:
         return _keep_finished(run)
     model = build_model(config := settle_config(config, run, data))
     with lock_run(run.folder):
-        begin_run(run, model, data, split, config)
         training, validation = make_datasets(data, split, config)
+        _list_left_out(run, left_out)
+        begin_run(run, model, data, split, config)
         compile_model(model, config, steps=len(training))
         fit_linear_probe(model, training, validation, run, config)
         model.fit(
@@ -121,8 +127,7 @@ def begin_run(
 ) -> None:
     """Write how the run begins, or check that a run to continue is the same.
 
-    `config.json` holds the settings, `environment.json` the software and the machine, `splits.csv`
-    the split.
+    It writes `config.json`, `splits.csv` and `environment.json`, the software and the machine.
 
     Args:
         run: the run.
@@ -290,14 +295,29 @@ def _keep_finished(run: Run) -> Run:
     return run
 
 
+def _list_left_out(run: Run, left_out: dict[str, str]) -> None:
+    if left_out:
+        path = write_json(run.folder / QUARANTINE_NAME, left_out)
+        say(f"train: {len(left_out):,} rows without a usable image left out, listed in {path}")
+
+
 def _choose_split(
-    data: Path, run: Run, splits: Path | None, *, kind: Split, seed: int
-) -> pd.DataFrame:
+    data: Path, run: Run, splits: Path | None, config: Config, *, quarantine: bool
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Return the split, and the rows that it leaves out: by `image_id`, the reason."""
+    run.allow_incomplete |= quarantine
     table = run.load_dataset(data)
+    path, left_out = run.folder / QUARANTINE_NAME, {}
+    if quarantine and not run.is_begun:
+        left_out = find_unusable_rows(data)
+    elif run.is_begun and path.is_file():
+        left_out = read_json(path)
     if splits:
         split = read_split(splits)
+        split = split[~split["image_id"].isin(left_out)]
         join_split(table, split)  # refuses images that the dataset lacks
-        return split
+        return split, left_out
     if run.is_begun:
-        return run.split
-    return make_split(table, kind, seed=seed, pairs=read_near_duplicates())
+        return run.split, left_out
+    table = table[~table["image_id"].isin(left_out)]
+    return make_split(table, config.split, seed=config.seed, pairs=read_near_duplicates()), left_out
