@@ -125,9 +125,7 @@ def compile_model(model: keras.Sequential, config: Config, *, steps: int) -> Non
 def begin_run(
     run: Run, model: keras.Sequential, data: Path, split: pd.DataFrame, config: Config
 ) -> None:
-    """Write how the run begins, or check that a run to continue is the same.
-
-    It writes `config.json`, `splits.csv` and `environment.json`, the software and the machine.
+    """Write `config.json`, `environment.json` and `splits.csv`, or check a run to continue.
 
     Args:
         run: the run.
