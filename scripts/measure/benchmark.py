@@ -19,8 +19,13 @@ VARIABLES = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
 LIBRARIES = ("tensorflow", "keras", "numpy", "pillow", "onnxruntime")
 
 
-def measure(contestants: Mapping[str, Callable[[], int]], *, repeat: int) -> dict[str, float]:
-    """Median milliseconds an item of each contestant.
+def measure(
+    contestants: Mapping[str, Callable[[], int]],
+    *,
+    repeat: int,
+    summarise: Callable[[list[float]], float] = statistics.median,
+) -> dict[str, float]:
+    """Milliseconds an item of each contestant, the median of all rounds.
 
     They take turns, so that other load on the machine affects all of them. A first round warms up
     and does not count.
@@ -28,6 +33,7 @@ def measure(contestants: Mapping[str, Callable[[], int]], *, repeat: int) -> dic
     Args:
         contestants: name to a function that does the work and returns the number of items.
         repeat: counted rounds.
+        summarise: takes the times of the rounds; `min` is steadier where other programs disturb.
     """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(repeat + 1):
@@ -36,7 +42,7 @@ def measure(contestants: Mapping[str, Callable[[], int]], *, repeat: int) -> dic
             items = work()
             if turn:
                 times[name].append(1000 * (time.perf_counter() - started) / items)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: summarise(values) for name, values in times.items()}
 
 
 def report(
