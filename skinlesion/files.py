@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import glob
 import json
 import math
 import os
@@ -47,9 +48,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file to write")
-    part = path.with_name(f".{path.name}.part{path.suffix}")
+    part = name_part(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        delete_left(path.parent, f".{glob.escape(path.name)}.*.part{path.suffix}")
         write(part)
         part.replace(path)
     except OSError as error:
@@ -67,7 +69,8 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> Pa
     """Let `write` fill a folder beside `folder`, then replace `folder` with it.
 
     The content is flushed to disk before the folder is renamed. The folder is therefore complete
-    even after a power cut.
+    even after a power cut. An old folder is moved aside first; if the process is killed before the
+    new one is in its place, `restore_folder` brings the old one back.
 
     Args:
         folder: the final place; an existing folder is replaced.
@@ -79,16 +82,20 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> Pa
     Raises:
         InputError: the disk is full, or permission is missing.
     """
-    part = folder.with_name(f".{folder.name}.part")
+    part, old = name_part(folder), _name_old(folder)
     try:
-        shutil.rmtree(part, ignore_errors=True)  # left by an interrupted run
+        restore_folder(folder)
+        delete_left(folder.parent, f".{glob.escape(folder.name)}.*.part*")
+        shutil.rmtree(old, ignore_errors=True)
         part.mkdir(parents=True)
         write(part)
         for path in filter(Path.is_file, part.rglob("*")):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            folder.replace(old)
         part.replace(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise InputError(
             f"{folder}: cannot be written ({error.strerror or error}); make room or choose another "
@@ -97,6 +104,51 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> Pa
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def restore_folder(folder: Path) -> None:
+    """Bring a folder back whose replacement was killed between its two steps."""
+    if not folder.exists() and _name_old(folder).is_dir():
+        _name_old(folder).replace(folder)
+
+
+def _name_old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def name_part(path: Path) -> Path:
+    """Name the unfinished form of a file or folder: beside it, hidden, for this process alone."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
+
+
+def delete_left(folder: Path, pattern: str) -> None:
+    """Delete what processes that are gone have left unfinished: a number stands before `.part`."""
+    for left in folder.glob(pattern):
+        number = left.name.rpartition(".part")[0].rpartition(".")[2]
+        if number.isdecimal() and is_running(int(number)):
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def is_running(process: int) -> bool:
+    """Whether another process of this host has this number.
+
+    Windows cannot be asked without disturbing the process: there, the answer is always yes.
+    """
+    if process == os.getpid():
+        return False
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)  # no signal: only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def write_json(path: Path, value: Any) -> Path:

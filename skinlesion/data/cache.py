@@ -78,9 +78,7 @@ def make_array(
             say(f"cache: {path} is damaged and is made again")
         _delete_old(folder)
         say(f"cache: writing {needed / 1e9:.1f} GB to {path}, for this run and later ones")
-        # Under its own name: another process may be writing the same file.
-        own = folder / f"{key}.{os.getpid()}.npy"
-        write_atomically(own, lambda part: _write(part, shape, dtype, chunks, key)).replace(path)
+        write_atomically(path, lambda part: _write(part, shape, dtype, chunks, key))
     os.utime(path)
     return np.load(path, mmap_mode="r")
 

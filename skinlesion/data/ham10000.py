@@ -13,10 +13,12 @@ from skinlesion.data.metadata import normalise, normalise_id, read_metadata
 from skinlesion.diagnoses import LABEL_OF, SYNTHETIC_NOTE
 from skinlesion.files import (
     InputError,
+    delete_left,
     name_some,
     read_csv,
     read_json,
     stat_file,
+    write_atomically,
     write_csv,
     write_json,
 )
@@ -243,17 +245,18 @@ def _copy_dataset(source: Path, paths: list[Path], out: Path) -> list[str]:
         raise InputError(
             f"{out}: holds images of another dataset ({name_some(other)}); choose an empty folder"
         )
-    for leftover in out.glob("*.part"):
-        leftover.unlink()
+    delete_left(out, "**/*.part")
     ways = _place_all(paths, out)
     if (source / MASKS_NAME).is_dir():
         _place_all(sorted((source / MASKS_NAME).glob("*.png")), out / MASKS_NAME)
     # Not as hard links: people edit the metadata, and would change the source.
     if is_sample(source):
-        _copy(source / SAMPLE_MARKER, out / SAMPLE_MARKER)
+        marker = _read(source / SAMPLE_MARKER)
+        write_atomically(out / SAMPLE_MARKER, lambda part: part.write_bytes(marker))
     record_gaps(source, out)
     if not (out / GAPS_NAME).is_file():
-        _copy(source / METADATA_NAME, out / METADATA_NAME)
+        content = _read(source / METADATA_NAME)
+        write_atomically(out / METADATA_NAME, lambda part: part.write_bytes(content))
     else:
         table = read_csv(source / METADATA_NAME, "a CSV file", dtype=str, keep_default_na=False)
         there = {normalise_id(path.stem) for path in paths}
@@ -287,21 +290,22 @@ def _place(source: Path, target: Path) -> str:
         os.link(os.path.realpath(source), target)  # of a symbolic link, its target
         return "linked"
     except OSError:  # another file system, or one without hard links
-        _copy(source, target)
+        content = _read(source)
+        # Not a name of an image. For this process alone: another one may make the same copy.
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        part.write_bytes(content)
+        part.replace(target)
         return "copied"
 
 
-def _copy(source: Path, target: Path) -> None:
+def _read(source: Path) -> bytes:
     try:
-        content = source.read_bytes()
+        return source.read_bytes()
     except OSError as error:
         raise InputError(
             f"{source}: cannot be read ({error.strerror}); check the dataset, then repeat the "
             "command: finished files are kept"
         ) from error
-    part = target.with_name(target.name + ".part")
-    part.write_bytes(content)
-    part.replace(target)
 
 
 def _find_copy(folder: Path) -> Path | None:

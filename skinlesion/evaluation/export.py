@@ -1,6 +1,8 @@
 """Export the model for other programs: ONNX, LiteRT, SavedModel."""
 
+import glob
 import importlib.util
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,7 +16,7 @@ from PIL import Image
 
 from skinlesion.data.images import load_images
 from skinlesion.diagnoses import CLASS_NAMES, DISCLAIMER
-from skinlesion.files import InputError, write_json
+from skinlesion.files import InputError, delete_left, write_json
 from skinlesion.machine import say
 from skinlesion.model.predictor import require_probabilities
 from skinlesion.model.run import Run
@@ -110,7 +112,9 @@ def _write(run: Run, form: _Form, out: Path, images: np.ndarray) -> float:
     require_probabilities(y_prob, "the model")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        delete_left(out.parent, f".{glob.escape(out.name)}.*.part{out.suffix}")
+        prefix, suffix = f".{out.name}.", f".{os.getpid()}.part{out.suffix}"
+        with tempfile.TemporaryDirectory(suffix, prefix, out.parent) as folder:
             part = Path(folder) / out.name
             _convert(model, form.keras_name, part)
             if form.keras_name == "onnx":
@@ -122,13 +126,15 @@ def _write(run: Run, form: _Form, out: Path, images: np.ndarray) -> float:
                     f"{difference:.1e}, over {TOLERANCE:.0e}; try other versions of the libraries "
                     f"({', '.join(form.libraries) or 'tensorflow'}) or another format"
                 )
+            # The description first: where the network is, everything is.
+            described = out.with_name(f"{out.name}.json")
+            write_json(described, facts | {"largest_difference": difference})
             part.replace(out)
     except OSError as error:
         raise InputError(
             f"{out}: cannot be written ({error.strerror or error}); make room or choose another "
             "place"
         ) from error
-    write_json(out.with_name(f"{out.name}.json"), facts | {"largest_difference": difference})
     return difference
 
 

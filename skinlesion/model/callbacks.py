@@ -98,7 +98,8 @@ class Progress(keras.callbacks.Callback):
         images = self.params["steps"] * self.batch_size
         rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
         logs["learning_rate"] = float(rate)
-        logs["images_per_second"] = round(images / (self.trained - self.started), 2)
+        seconds = max(self.trained - self.started, 1e-3)  # where the clock of a machine stood still
+        logs["images_per_second"] = round(images / seconds, 2)
         self.durations.append(time.monotonic() - self.started)
         left = (self.params["epochs"] - epoch - 1) * float(np.mean(self.durations))
         speed = f"{logs['images_per_second']:.0f} images/s"

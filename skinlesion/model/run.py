@@ -15,7 +15,13 @@ from skinlesion.data.isic_csv import read_isic_for, write_isic
 from skinlesion.data.metadata import dataset_fingerprint
 from skinlesion.data.split import read_split
 from skinlesion.diagnoses import LABEL_OF
-from skinlesion.files import InputError, read_json, write_folder_atomically, write_json
+from skinlesion.files import (
+    InputError,
+    read_json,
+    restore_folder,
+    write_folder_atomically,
+    write_json,
+)
 from skinlesion.model.bundle import (
     ARRAYS_NAME,
     INFO_NAME,
@@ -54,6 +60,7 @@ class Run:
             raise InputError(f"{folder}: is a file; name the folder of a run")
         self.allow_incomplete = allow_incomplete or (self.folder / GAPS_NAME).is_file()
         self.model_dir = model_dir or self.folder / "model"
+        restore_folder(self.model_dir)
         self.evaluation_dir = self.folder / "evaluation"
         self.splits_path = self.folder / "splits.csv"
         self.history_path = self.folder / "history.csv"
@@ -75,6 +82,8 @@ class Run:
         if isinstance(path, Run):
             path = path.folder
         path = Path(path)
+        for model in (path, path / "model"):
+            restore_folder(model)
         if not path.exists():
             raise InputError(f"{path}: no such folder; name a trained run")
         for folder in (path, path.resolve().parent):

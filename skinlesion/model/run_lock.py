@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from skinlesion.files import InputError
+from skinlesion.files import InputError, is_running, name_part
 from skinlesion.machine import LOCK_NAME, say
 
 HEARTBEAT = 30
@@ -58,11 +58,31 @@ def lock_run(folder: Path) -> Iterator[None]:
 
 
 def _create(path: Path) -> bool:
+    """Create the lock, with its content or not at all; False if there is one."""
+    content = json.dumps({"host": platform.node(), "process": os.getpid()})
+    part = name_part(path)
+    try:
+        part.write_text(content, encoding="utf-8")
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links
+            return _create_empty(path, content)
+    finally:
+        part.unlink(missing_ok=True)
+    return True
+
+
+def _create_empty(path: Path, content: str) -> bool:
     try:
         with path.open("x", encoding="utf-8") as file:
-            json.dump({"host": platform.node(), "process": os.getpid()}, file)
+            file.write(content)
     except FileExistsError:
         return False
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     return True
 
 
@@ -82,7 +102,7 @@ def _remove_stale(path: Path) -> None:
         host, process = "an unknown host", 0
     # Windows cannot be asked for a process without disturbing it.
     is_here = host == platform.node() and os.name == "posix"
-    is_gone = is_here and not _is_running(process)
+    is_gone = is_here and not is_running(process)
     if not (is_gone or (silence > SILENCE and not is_here)):
         raise InputError(
             f"{path.parent}: is being trained by process {process} on {host}; wait for it, or give "
@@ -91,16 +111,3 @@ def _remove_stale(path: Path) -> None:
     reason = "is gone" if is_gone else f"gave no sign of life for {silence / 60:.0f} minutes"
     say(f"train: taking over {path.parent} from process {process} on {host}, which {reason}")
     path.unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    """Whether another process of this host has this number; not this one, which holds no lock."""
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)  # no signal: only asks
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of another user
-        return True
-    return True
