@@ -153,7 +153,7 @@ def is_running(process: int) -> bool:
 
 def write_json(path: Path, value: Any) -> Path:
     """Write values as indented JSON. NaN, which JSON does not have, becomes null."""
-    text = json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(without_nan(value), indent=2, allow_nan=False) + "\n"
     return write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
@@ -219,9 +219,10 @@ def write_csv(path: Path, table: "pd.DataFrame", *, index: bool = False) -> Path
     return write_atomically(path, lambda part: table.to_csv(part, index=index))
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Replace NaN by None, as `write_json` does."""
     if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
+        return {name: without_nan(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

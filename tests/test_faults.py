@@ -51,12 +51,14 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "copy": Stage("copy --data DATA --out OUT", f"os.rename {METADATA_NAME}", None, False),
+    "copy": Stage("copy --data DATA --out OUT", f"os.rename .{METADATA_NAME}", None, False),
     "link": Stage("copy --data DATA --out OUT", "os.link"),
     "decode": Stage("decode DATA OUT", "os.rename"),
     "train": Stage(TRAIN, "open .state.json"),
     "calibrate": Stage("calibrate --run OUT --data DATA", "os.rename .model", "uncalibrated"),
-    "evaluate": Stage("evaluate --run OUT --data DATA", "open .*(model_card|metrics.json)", "train"),
+    "evaluate": Stage(
+        "evaluate --run OUT --data DATA", "open .*(model_card|metrics.json)", "train"
+    ),
     "saved_model": Stage("export --run RUN --format saved_model --out OUT/net", "open .net.json"),
     "onnx": Stage("export --run RUN --format onnx --out OUT/net.onnx", "open .net.onnx.json"),
     "litert": Stage("export --run RUN --format litert --out OUT/net.tflite", "os.rename net"),
@@ -89,20 +91,22 @@ class Lab:
         return out
 
     def run(self, stage: str, out: Path, **fault: Any) -> Outcome:
-        return self.processes.run(*self.command(stage, out), watch=out, **self.options(stage, fault))
+        options = {"watch": out, "links": STAGES[stage].links} | fault
+        return self.processes.run(*self.command(stage, out), **options)
+
+    def run_within(self, stage: str, out: Path, **fault: Any) -> list[Outcome]:
+        """Run a stage twice at once: as `Processes.run_within`."""
+        options = {"watch": out, "links": STAGES[stage].links} | fault
+        return self.processes.run_within(*self.command(stage, out), **options)
 
     def command(self, stage: str, out: Path) -> list[str]:
         """The command of a stage; what it begins with is put in place."""
         begins_with = STAGES[stage].begins_with
-        if not out.exists():
-            if begins_with:
-                shutil.copytree(self.whole(begins_with), out)
+        if not out.exists() and begins_with:
+            shutil.copytree(self.whole(begins_with), out)
         run = self.whole("train") if "RUN" in STAGES[stage].command else ""
         words = {"DATA": str(self.data), "RUN": str(run), "OUT": str(out)}
         return re.sub("DATA|RUN|OUT", lambda found: words[found[0]], STAGES[stage].command).split()
-
-    def options(self, stage: str, fault: dict[str, Any]) -> dict[str, Any]:
-        return {"links": STAGES[stage].links} | fault
 
     def choose(self, stage: str, count: int, kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:
         """The weak moment of a stage, then others by chance; the same ones each time."""
@@ -233,3 +237,106 @@ def test_a_full_disk_is_one_line_and_the_same_command_ends_right(stage, lab, tmp
         recover(lab, stage, out, failed)
         shutil.rmtree(out)
     count(f"full disks in {stage}", DISKS)
+
+
+@pytest.mark.parametrize("stage", [name for name in USUAL if name not in ("train", "calibrate")])
+def test_two_processes_make_the_same(stage, lab, tmp_path, count):
+    """One stands still at a moment while the other does everything. Training has its lock."""
+    for trial, fault in enumerate(lab.choose(stage, DISKS, ("stop",))):
+        out = tmp_path / str(trial)
+        one, two = lab.run_within(stage, out, **fault)
+        assert two.status == 0, two.err[-2000:]
+        if stage == "saved_model" and one.status:  # a folder is not replaced
+            assert "Directory not empty" in require_one_line(one)
+        else:
+            assert one.status == 0, one.err[-2000:]
+        assert describe(stage, out) == describe(stage, lab.whole(stage))
+        shutil.rmtree(out)
+    count(f"two at once in {stage}", DISKS)
+
+
+@pytest.mark.parametrize("stage", ["copy", "decode", "train", "calibrate", "evaluate"])
+def test_input_that_vanishes_is_one_line_and_the_same_command_ends_right(
+    stage, lab, tmp_path, count
+):
+    """The folder of the images is renamed while they are read."""
+    lab.whole(stage)
+    data = tmp_path / "data"
+    rng = random.Random(stage)
+    for trial in range(DISKS):
+        out = tmp_path / str(trial)
+        shutil.copytree(lab.data, data)
+        command = [str(data) if word == str(lab.data) else word for word in lab.command(stage, out)]
+        at = {"watch": data, "reads": True, "at": rng.randrange(3, 17), "links": False}
+        failed = lab.processes.run(*command, do="vanish", input=str(data), **at)
+        line = require_one_line(failed)
+        assert "cannot be read" in line or "cannot be used" in line or "no such folder" in line
+        require_honest(stage, out, lab.whole(stage))
+        Path(f"{data}.away").rename(data)
+        again = lab.processes.run(*command, watch=out, links=False)
+        assert again.status == 0, again.err[-2000:]
+        made, whole = describe(stage, out), describe(stage, lab.whole(stage))
+        if stage == "decode":  # the name holds the dates of the images
+            made, whole = ([content[:-72] for content in x.values()] for x in (made, whole))
+        for one in (made, whole):
+            one.pop("config.json", None) if isinstance(one, dict) else None  # names the folder
+        assert made == whole
+        shutil.rmtree(data)
+    count(f"lost input in {stage}", DISKS)
+
+
+def test_read_only_input_is_enough_and_a_read_only_run_is_one_line(lab, tmp_path):
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(lab.data, data)
+    shutil.copytree(lab.whole("train"), run)
+    closed = [path for place in (data, run) for path in (place, *place.rglob("*"))]
+    for path in closed:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        out = tmp_path / "out"
+        options = {"watch": out, "bound": True}
+        for command in (
+            ("copy", "--data", data, "--out", out / "images"),
+            ("decode", data, out / "cache"),
+            ("predict", "--run", run, data / "HAM10000_images_part_1", "--out", out / "table.csv"),
+            ("export", "--run", run, "--format", "saved_model", "--out", out / "net"),
+        ):
+            done = lab.processes.run(*command, **options)
+            assert done.status == 0, done.err[-2000:]
+        failed = lab.processes.run("evaluate", "--run", run, "--data", data, **options)
+        assert "cannot be written (Permission denied)" in require_one_line(failed)
+    finally:
+        for path in closed:
+            path.chmod(0o755)
+
+
+def test_a_clock_that_goes_back_changes_no_result(lab, tmp_path, count):
+    """In the middle of training, the clock of the day loses a year and the other one stops."""
+    for trial, fault in enumerate(lab.choose("train", DISKS, ("back",))):
+        out = tmp_path / str(trial)
+        done = lab.processes.run(
+            *lab.command("train", out), "--time-limit", "1", watch=out, **fault
+        )
+        assert done.status == 0, done.err[-2000:]
+        assert describe("train", out) == describe("train", lab.whole("train"))
+        shutil.rmtree(out)
+    count("clocks in train", DISKS)
+
+
+def test_little_memory_is_a_right_result_or_one_line(lab, tmp_path, count):
+    """The limit is that of addresses (RLIMIT_AS), beside what TensorFlow has mapped already."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (7000, 4900), "brown").save(folder / "ISIC_1.png")
+    command = ["decode", str(folder), str(tmp_path / "cache")]
+    results = []
+    for memory in (1024, 90) if not FULL else (1024, 512, 256, 128, 90, 64):
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        done = lab.processes.run(*command, watch=tmp_path, memory=memory)
+        results.append(done.status)
+        if done.status:
+            assert "memory" in require_one_line(done).lower()
+            assert not list((tmp_path / "cache").glob("*.npy"))
+    assert results[0] == 0
+    assert results[-1] != 0
+    count("memory limits in decode", len(results))

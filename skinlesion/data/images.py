@@ -76,6 +76,8 @@ def open_upright(path: str | Path, *, at_least: int | None = None) -> Image.Imag
     except Exception as error:
         # Without Pillow's own text, which contains the full path.
         reason = getattr(error, "strerror", None) or "damaged, truncated, or not an image"
+        if isinstance(error, MemoryError):
+            reason = "not enough memory"
         raise InputError(
             f"{name}: cannot be read as an image ({reason}); use a JPEG or PNG file"
         ) from error

@@ -23,7 +23,7 @@ from skinlesion.evaluation.ood import is_in_distribution
 from skinlesion.evaluation.plots import plot_learning_curves
 from skinlesion.evaluation.report import write_report
 from skinlesion.evaluation.score import read_truth_rows, say_results
-from skinlesion.files import InputError, name_some, write_atomically
+from skinlesion.files import InputError, name_some
 from skinlesion.machine import say
 from skinlesion.model.predictor import Outputs, Predictor
 from skinlesion.model.run import Run
@@ -75,8 +75,8 @@ def evaluate(
             "explanations": draw_explanations(predictor, rows, y_prob),
             "learning_curves": plot_learning_curves(run.history)[0].figure,
         },
+        make_card=lambda measured: make_model_card(run, measured),
     )
-    _write_model_card(run)
     say(f"evaluate: figures and tables in {run.evaluation_dir}")
     return metrics
 
@@ -174,12 +174,6 @@ def evaluate_together(
     metrics = write_report(out, rows, y_prob, variants=variants, synthetic=synthetic)
     say_results(metrics, out)
     return metrics
-
-
-def _write_model_card(run: Run) -> None:
-    card = make_model_card(run)
-    path = run.evaluation_dir / "model_card.md"
-    write_atomically(path, lambda part: part.write_text(card, encoding="utf-8"))
 
 
 def _find_runs(runs: Sequence[Path]) -> list[Run]:

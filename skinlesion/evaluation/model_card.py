@@ -46,11 +46,12 @@ OOD = (
 PER_CLASS = ("support", "sensitivity", "specificity", "ppv", "auc", "average_precision")
 
 
-def make_model_card(run: Run) -> str:
+def make_model_card(run: Run, metrics: dict[str, Any] | None = None) -> str:
     """Describe a calibrated run for people who did not make it.
 
     Args:
         run: a trained run. The card says what it lacks, such as an evaluation.
+        metrics: what its `metrics.json` will hold; None: what it holds.
 
     Returns:
         Markdown with a YAML header, the README.md of a model on the Hugging Face Hub.
@@ -58,7 +59,7 @@ def make_model_card(run: Run) -> str:
     Raises:
         InputError: the run is not finished, or its files do not fit this version.
     """
-    metrics, split, synthetic = run.metrics, run.split, run.synthetic
+    metrics, split, synthetic = metrics or run.metrics, run.split, run.synthetic
     absent = sorted(set(OVERALL) - set(metrics["overall"])) if metrics else []
     if absent:
         raise InputError(

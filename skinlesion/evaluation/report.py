@@ -1,6 +1,6 @@
 """From predictions to the folder `evaluation/`: metrics.json, tables and figures."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from skinlesion.evaluation.metrics import (
     format_figure,
     list_figures,
 )
-from skinlesion.files import write_csv, write_json
+from skinlesion.files import without_nan, write_atomically, write_csv, write_json
 
 SHOWN_FROM = 20
 """Test images that a subgroup needs to be shown; `subgroups.csv` has all."""
@@ -54,6 +54,7 @@ def write_report(
     seed: int = 42,
     extra: Mapping[str, Any] | None = None,
     figures: Mapping[str, Figure | SubFigure] | None = None,
+    make_card: Callable[[dict[str, Any]], str] | None = None,
 ) -> dict[str, Any]:
     """Compute all figures of predictions, and write them to a folder.
 
@@ -72,11 +73,13 @@ def write_report(
         seed: of the choice of sample predictions.
         extra: more entries for `metrics.json`.
         figures: more plots to save, by name.
+        make_card: makes the text of `model_card.md` from what `metrics.json` will hold.
 
     Returns:
         What `metrics.json` holds: see `compute_metrics`; `calibration`, see `compute_calibration`;
         `variants`, name to overall figures; `synthetic`; and `extra`.
     """
+    (out / "metrics.json").unlink(missing_ok=True)  # of an earlier call, with other files
     y_true = rows["label"].to_numpy()
     groups = rows["lesion_id"].to_numpy() if "lesion_id" in rows else np.arange(len(rows))
     metrics = compute_metrics(y_true, y_prob, groups=groups) | {"synthetic": synthetic}
@@ -90,6 +93,9 @@ def write_report(
         plots.caption(figure, synthetic=synthetic)
         plots.save_figure(figure, out / f"{name}.png")
     metrics |= extra or {}
+    if make_card:
+        card = make_card(without_nan(metrics))
+        write_atomically(out / "model_card.md", lambda part: part.write_text(card, "utf-8"))
     # Written last: where metrics.json is, everything else is.
     write_json(out / "metrics.json", metrics)
     return metrics
