@@ -10,6 +10,7 @@ import ctypes
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -186,7 +187,8 @@ def watch(request: dict[str, Any]) -> list[str]:
         # Removing a folder names its files without it.
         if not (path.startswith(folder) or (event != "open" and "/" not in path)):
             return
-        moments.append(f"{event} {Path(path).name}")
+        # Unfinished files are named after their process.
+        moments.append(f"{event} {re.sub(r'[.][0-9]+[.]part', '.part', Path(path).name)}")
         if len(moments) == request.get("at"):
             is_busy = True
             break_at(request)
