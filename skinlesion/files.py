@@ -103,6 +103,7 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> Pa
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        restore_folder(folder)
     return folder
 
 

@@ -173,3 +173,14 @@ def pictures(sample: Path, trained_run: Path) -> list[Path]:
     validation = set(Run(trained_run).rows("validation")["image_id"])
     paths = sorted(sample.glob("HAM10000_images_part_*/*.jpg"))
     return [path for path in paths if path.stem not in validation]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how many trials held, a line for each file: see `test_faults.py`."""
+    held: dict[str, list[str]] = {}
+    for report in terminalreporter.stats.get("passed", []):
+        found = [str(value) for name, value in report.user_properties if name == "trials"]
+        held.setdefault(report.nodeid.partition("::")[0], []).extend(found)
+    for file, lines in held.items():
+        if lines:
+            terminalreporter.write_line(f"{file}: {', '.join(lines)}")

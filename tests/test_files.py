@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ from skinlesion.files import (
     InputError,
     name_some,
     read_json,
+    restore_folder,
     write_atomically,
     write_folder_atomically,
     write_json,
@@ -90,3 +92,20 @@ def test_a_notebook_shows_one_line_for_bad_input():
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     shown = (answer.stdout + answer.stderr).strip()
     assert shown == "InputError: nowhere: no such folder; name a trained run"
+
+
+def test_a_folder_whose_replacement_was_killed_comes_back(tmp_path):
+    folder = write_folder_atomically(tmp_path / "a", lambda part: (part / "old").write_text(""))
+    folder.rename(tmp_path / ".a.old")  # killed before the new one was there
+    restore_folder(folder)
+    assert [path.name for path in folder.iterdir()] == ["old"]
+    write_folder_atomically(folder, lambda part: (part / "new").write_text(""))
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "new"]
+
+
+def test_what_other_processes_write_is_left_and_what_dead_ones_left_is_deleted(tmp_path):
+    living, dead = (tmp_path / f".a.txt.{number}.part.txt" for number in (os.getppid(), 2**30))
+    living.touch()
+    dead.touch()
+    write_atomically(tmp_path / "a.txt", lambda part: part.write_text("a"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [living.name, "a.txt"]

@@ -106,3 +106,25 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
         lock_run(tmp_path / "file" / "run"),
     ):
         pass
+
+
+def test_a_full_disk_leaves_no_lock(tmp_path):
+    """The limit of the size of files stands for the end of the disk, where there are no links."""
+    pytest.importorskip("resource")
+    code = """
+import os, resource, sys
+from pathlib import Path
+from skinlesion.model.run_lock import lock_run
+def refuse(*arguments):
+    raise OSError(1, "no links")
+if sys.argv[2] == "no links":
+    os.link = refuse
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+with lock_run(Path(sys.argv[1])):
+    pass
+"""
+    for links in ("links", "no links"):
+        command = [sys.executable, "-c", code, str(tmp_path), links]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "cannot be written (File too large); make room" in done.stderr
+        assert not list(tmp_path.iterdir())
