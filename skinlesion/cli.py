@@ -187,7 +187,7 @@ def train(
     limit: Annotated[int | None, option("N", "Use at most N training images.")] = None,
     seed: Seed = None,
     deterministic: Annotated[bool, flag("--deterministic", "Repeatable, but slower.")] = False,
-    time_limit: Annotated[float | None, option("HOURS", "Stop before.", min=0.01)] = None,
+    time_limit: Annotated[float | None, option("HOURS", "Time to stay within.", min=0.01)] = None,
     settings: Annotated[
         list[str] | None, option("NAME=VALUE", "Any setting of the recipe; repeatable.", "--set")
     ] = None,

@@ -73,7 +73,7 @@ NearDuplicates = Annotated[
     Path | None, option("CSV", "From near-duplicates (default: the list for HAM10000).")
 ]
 AllowIncomplete = Annotated[
-    bool, flag("--allow-incomplete", "Leave out rows without image, and the reverse.")
+    bool, flag("--allow-incomplete", "Leave out rows without images, and the reverse.")
 ]
 Metadata = Annotated[Path | None, option("CSV", "As HAM10000's, for lesions and subgroups.")]
 

@@ -154,7 +154,11 @@ def is_running(process: int) -> bool:
 
 def write_json(path: Path, value: Any) -> Path:
     """Write values as indented JSON. NaN, which JSON does not have, becomes null."""
-    text = json.dumps(without_nan(value), indent=2, allow_nan=False) + "\n"
+    return write_text(path, json.dumps(without_nan(value), indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file in UTF-8."""
     return write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -155,13 +156,14 @@ def how_to_attach() -> str:
 def prepare_tensorflow() -> None:
     """Set two variables that TensorFlow reads when it is imported, unless the user has set them.
 
-    One hides its log messages, which bury ours. The other turns on oneDNN where the processor has
-    AVX2. TensorFlow does so by itself only on newer processors, such as those with AVX512_VNNI
+    One hides most of its log messages, among which ours would be lost. The other turns on oneDNN
+    where the processor has AVX2. TensorFlow does so by itself only on newer processors, such as
+    those with AVX512_VNNI
     (https://github.com/tensorflow/tensorflow/blob/v2.20.0/third_party/xla/xla/tsl/util/port.cc);
     docs/benchmarks.md has what it gains.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if CPU_INFO.is_file() and " avx2 " in CPU_INFO.read_text():
+    if CPU_INFO.is_file() and re.search(r"\bavx2\b", CPU_INFO.read_text()):
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 

@@ -1,6 +1,7 @@
 """Small files that would keep a decoder busy for minutes are refused; unusual good ones are not."""
 
 import io
+import random
 import struct
 import zlib
 
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from skinlesion.data.guard import EXIF_BLOCKS, MAX_EXIF, MAX_SCANS
-from skinlesion.data.images import decode_image
+from skinlesion.data.images import decode_image, open_upright
 from skinlesion.files import InputError
 
 
@@ -132,3 +133,12 @@ def _parts(content):
         (length,) = struct.unpack(">I", content[at : at + 4])
         yield at, length
         at += 12 + length
+
+
+def test_a_photograph_with_a_film_behind_it_is_read(tmp_path):
+    """As phones write it. In 12 MB of a film, the bytes of a marker occur by chance."""
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", (64, 48), "peru").save(path)
+    with path.open("ab") as file:
+        file.write(random.Random(0).randbytes(12_000_000))
+    assert open_upright(path).size == (64, 48)

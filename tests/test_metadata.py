@@ -34,7 +34,10 @@ def test_blanks_and_case_do_not_make_another_lesion(write, capsys):
     assert table["dx"].tolist() == ["bkl", "bkl", "nv"]
     assert table["sex"].tolist() == ["male", "male", "female"]
     (line,) = capsys.readouterr().err.splitlines()
-    assert "4 values of lesion_id, image_id, dx, sex had other blanks or another case" in line
+    assert (
+        "4 values of lesion_id, image_id, dx, sex were corrected (blanks, upper and lower case)"
+        in line
+    )
 
 
 def test_a_clean_file_is_read_silently(write, capsys):

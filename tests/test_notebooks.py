@@ -145,7 +145,7 @@ def test_a_recipe_without_epochs_and_without_augmentation(sample, tmp_path):
         assert probe.count("<tr>") == 1 + 5
         assert "seagreen" in probe
         assert not any("Empty DataFrame" in table for table in shown)
-    assert "This run is finished: nothing was trained" in finished.stdout
+    assert "this run is finished, so nothing was trained" in finished.stdout
     text = notebook.read_text()
     assert "This recipe does not augment" in text
     assert "Recipe `probe` has no epochs: see the table of the logistic regression above" in text

@@ -107,6 +107,8 @@ def _is_whole(path: Path, key: str) -> bool:
             left = path.stat().st_size - len(_make_end(0, key))
             while left > 0:
                 block = file.read(min(BLOCK, left))
+                if not block:  # somebody shortens the file meanwhile
+                    return False
                 checksum = zlib.crc32(block, checksum)
                 left -= len(block)
             return file.read() == _make_end(checksum, key)

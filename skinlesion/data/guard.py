@@ -4,6 +4,7 @@ docs/demo.md gives the times that these limits leave.
 """
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ from skinlesion.files import InputError
 
 MAX_SCANS = 100
 """Scans of a JPEG; progressive ones have about 10. Each is a pass over all pixels."""
+MAX_SEGMENTS = 20_000
+"""Segments of a JPEG; colour profiles and previews take some hundred."""
 MAX_EXIF = 2**17
 """Bytes of EXIF data. A JPEG usually has at most 64 KiB, without which nothing is turned upright.
 Entries may overlap, so reading them takes up to the square of this."""
 EXIF_BLOCKS = 3
 """Blocks of EXIF data in a JPEG, of 64 KiB each."""
+
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
+"""The start of a segment of a JPEG. Within a scan, 255 is never followed by such a byte."""
 
 
 class GuardedFile(io.BufferedReader):
@@ -46,10 +52,21 @@ class GuardedFile(io.BufferedReader):
             self._require_simple_jpeg(Path(path).read_bytes())
 
     def _require_simple_jpeg(self, content: bytes) -> None:
-        # Within a scan, a byte of 255 is never followed by that of a marker.
-        if content.count(b"\xff\xda") > MAX_SCANS or content.count(b"Exif\0\0") > EXIF_BLOCKS:
-            self.close()
-            raise self.refusal
+        """Walk the segments up to the end of the image; phones append a film to some."""
+        at = scans = exif = 0
+        for _ in range(MAX_SEGMENTS):
+            found = _MARKER.search(content, at)
+            if not found or (scans and found[0] == b"\xff\xd9"):
+                return
+            scans += found[0] == b"\xff\xda"
+            exif += content.startswith(b"Exif\0\0", found.end() + 2)
+            if scans > MAX_SCANS or exif > EXIF_BLOCKS:
+                break
+            has_length = found[0] not in (b"\xff\xd8", b"\xff\xd9")
+            length = int.from_bytes(content[found.end() : found.end() + 2], "big")
+            at = found.end() + (length if has_length else 0)
+        self.close()
+        raise self.refusal
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read as usual, or raise `InputError` if the file was read too often or too much."""
@@ -78,4 +95,4 @@ def require_compiled(image: Image.Image, name: str) -> None:
 def require_little_exif(image: Image.Image, name: str) -> None:
     """Raise `InputError` if a decoded image has more than `MAX_EXIF` bytes of EXIF data."""
     if len(image.info.get("exif", b"")) > MAX_EXIF:
-        raise InputError(f"{name}: has too much EXIF data; save it again without")
+        raise InputError(f"{name}: has too much EXIF data; save it again without it")

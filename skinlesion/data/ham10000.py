@@ -165,8 +165,8 @@ def load_metadata(folder: Path, *, allow_incomplete: bool = False) -> pd.DataFra
     if gaps and not allow_incomplete:
         raise InputError(
             f"{folder}: incomplete: {' and '.join(gaps)}; complete the dataset (both "
-            "HAM10000_images_part_1 and _part_2), or leave these out with copy "
-            "--allow-incomplete or train --allow-incomplete"
+            "HAM10000_images_part_1 and _part_2), or leave these out: allow_incomplete=True of "
+            "copy_images and Run, --allow-incomplete of copy and train"
         )
     table = table[table["image_id"].isin(images)]
     return table.assign(

@@ -1,4 +1,4 @@
-"""From an image file to pixels: the only place where images are opened, turned and resized."""
+"""From an image file to pixels: the only code that decodes images for the network."""
 
 import hashlib
 import os
@@ -250,7 +250,8 @@ def list_image_files(folder: Path) -> tuple[list[Path], list[Path]]:
     except OSError as error:
         raise InputError(f"{folder}: cannot be read as a folder ({error.strerror})") from error
     images = [path for path in paths if _seems_image(path)]
-    return images, [path for path in paths if path not in set(images)]
+    found = set(images)
+    return images, [path for path in paths if path not in found]
 
 
 def _seems_image(path: Path) -> bool:
@@ -259,7 +260,8 @@ def _seems_image(path: Path) -> bool:
     if path.suffix.lower() in ENDINGS:
         return True
     try:
-        Image.open(path, formats=FORMATS).close()
+        with GuardedFile(path) as file:
+            Image.open(file, formats=FORMATS).close()
     except Exception:  # as in `open_upright`
         return False
     return True

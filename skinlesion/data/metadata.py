@@ -81,8 +81,8 @@ def read_metadata(csv: Path) -> pd.DataFrame:
     changed = int((raw[columns].fillna("") != table[columns].fillna("")).to_numpy().sum())
     if changed:
         warn(
-            f"{csv.resolve()}: {changed:,} values of {', '.join(columns)} had other blanks or "
-            "another case"
+            f"{csv.resolve()}: {changed:,} values of {', '.join(columns)} were corrected "
+            "(blanks, upper and lower case)"
         )
     return table
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from skinlesion.demo import html
 from skinlesion.demo.content import Content, load_content
-from skinlesion.demo.gate import guard
+from skinlesion.demo.gate import LOOPBACK, guard
 from skinlesion.demo.predict import CalibratedPredictor, Prediction
 from skinlesion.demo.result import make_table
 from skinlesion.demo.uploads import (
@@ -268,7 +268,7 @@ def launch(
             prevent_thread_lock=True,
             quiet=True,
             show_error=False,  # hides Gradio's own messages, with their paths, but not ours
-            app_kwargs=guard(share=share),
+            app_kwargs=guard(is_private=host in LOOPBACK and not share),
             max_file_size=MAX_UPLOAD,
             ssr_mode=False,  # Spaces would serve another page than the tested one
             **_style(gr.Blocks.launch),

@@ -25,14 +25,15 @@ LOOPBACK = ("127.0.0.1", "::1")
 _CALL = re.compile(r"/(?P<way>call/v2|call|run|api)/(?P<name>[^/]+)/?$")
 
 
-def guard(*, share: bool) -> dict[str, Any]:
+def guard(*, is_private: bool) -> dict[str, Any]:
     """Return the options of FastAPI that put a `Gate` in front of the page.
 
     Args:
-        share: whether there is a public link, whose visitors can look like this machine itself.
+        is_private: whether only this machine can reach the page. Otherwise its own address is
+            limited too, because visitors can claim it.
     """
     return {
-        "middleware": [Middleware(Gate, unlimited=() if share else LOOPBACK)],
+        "middleware": [Middleware(Gate, unlimited=LOOPBACK if is_private else ())],
         "exception_handlers": {KeyError: _answer_unknown},
     }
 
@@ -68,7 +69,7 @@ class Gate:
             return None
         path = scope["path"].rstrip("/")
         called = _CALL.search(path)
-        # `run` and `api` pass the queue by.
+        # `run` and `api` bypass the queue.
         if called and (called["way"] in ("run", "api") or called["name"] not in ENDPOINTS):
             known = ", ".join(ENDPOINTS)
             return JSONResponse({"detail": f"no such endpoint; call one of {known}"}, 404)

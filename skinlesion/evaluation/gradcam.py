@@ -18,7 +18,7 @@ from skinlesion.model.predictor import Predictor
 from skinlesion.model.run import Run
 
 OPACITY = 0.45
-"""Of the hottest places of an overlay; cold ones stay as they are."""
+"""Opacity of the hottest places of an overlay; cold places stay unchanged."""
 
 
 def compute_grad_cam(predictor: Predictor, maps: np.ndarray, labels: np.ndarray) -> np.ndarray:

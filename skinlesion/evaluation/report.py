@@ -25,7 +25,7 @@ from skinlesion.evaluation.metrics import (
     format_figure,
     list_figures,
 )
-from skinlesion.files import without_nan, write_atomically, write_csv, write_json
+from skinlesion.files import without_nan, write_csv, write_json, write_text
 
 SHOWN_FROM = 20
 """Test images that a subgroup needs to be shown; `subgroups.csv` has all."""
@@ -58,14 +58,12 @@ def write_report(
 ) -> dict[str, Any]:
     """Compute all figures of predictions, and write them to a folder.
 
-    The figures are those of the uncalibrated probabilities, which the prediction files hold, so
-    that `score` gives the same. `calibration` has log loss, Brier score and calibration error
-    before and after.
+    They are those of the uncalibrated probabilities, which the prediction files hold, so that
+    `score` gives the same. `calibration` has log loss, Brier score and ECE before and after.
 
     Args:
         out: folder to fill.
-        rows: n images: `label`; if known `lesion_id`, `path`, `sex`, `age`, `localization`,
-            `dx_type`.
+        rows: n images: `label`; if known `lesion_id`, `path` and the columns of `ATTRIBUTES`.
         y_prob: float (n, classes), uncalibrated.
         calibration: fitted on validation; what needs it is left out without it.
         variants: other predictions for the same images, by name.
@@ -73,15 +71,14 @@ def write_report(
         seed: of the choice of sample predictions.
         extra: more entries for `metrics.json`.
         figures: more plots to save, by name.
-        make_card: makes the text of `model_card.md` from what `metrics.json` will hold.
+        make_card: from what `metrics.json` will hold to the text of `model_card.md`.
 
     Returns:
-        What `metrics.json` holds: see `compute_metrics`; `calibration`, see `compute_calibration`;
-        `variants`, name to overall figures; `synthetic`; and `extra`.
+        What `metrics.json` holds: see `compute_metrics` and `compute_calibration`; `variants`,
+        name to overall figures; `synthetic`; and `extra`.
     """
     (out / "metrics.json").unlink(missing_ok=True)  # of an earlier call, with other files
-    y_true = rows["label"].to_numpy()
-    groups = rows["lesion_id"].to_numpy() if "lesion_id" in rows else np.arange(len(rows))
+    y_true, groups = rows["label"].to_numpy(), rows.get("lesion_id", rows.index).to_numpy()
     metrics = compute_metrics(y_true, y_prob, groups=groups) | {"synthetic": synthetic}
     drawn = _draw_curves(y_true, y_prob, metrics) | dict(figures or {})
     drawn |= _report_calibration(out, y_true, y_prob, calibration, groups, metrics)
@@ -89,16 +86,19 @@ def write_report(
     drawn |= _report_subgroups(out, y_true, y_prob, rows, metrics)
     drawn |= _draw_examples(rows, y_prob, calibration, seed)
     _write_tables(out, y_true, y_prob, metrics)
-    for name, figure in drawn.items():
-        plots.caption(figure, synthetic=synthetic)
-        plots.save_figure(figure, out / f"{name}.png")
+    _save_figures(out, drawn, synthetic)
     metrics |= extra or {}
     if make_card:
-        card = make_card(without_nan(metrics))
-        write_atomically(out / "model_card.md", lambda part: part.write_text(card, "utf-8"))
+        write_text(out / "model_card.md", make_card(without_nan(metrics)))
     # Written last: where metrics.json is, everything else is.
     write_json(out / "metrics.json", metrics)
     return metrics
+
+
+def _save_figures(out: Path, drawn: Drawn, synthetic: bool) -> None:
+    for name, figure in drawn.items():
+        plots.caption(figure, synthetic=synthetic)
+        plots.save_figure(figure, out / f"{name}.png")
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> pd.DataFrame:

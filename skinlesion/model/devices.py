@@ -32,7 +32,7 @@ def make_strategy(batch_size: int) -> tf.distribute.Strategy:
     if batch_size % gpus:
         raise InputError(
             f"a batch of {batch_size} images cannot be divided evenly among {gpus} GPUs: choose a "
-            "multiple with --batch-size"
+            "batch_size that is a multiple"
         )
     return tf.distribute.MirroredStrategy()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from skinlesion import __version__
-from skinlesion.machine import list_gpus
+from skinlesion.machine import CPU_INFO, list_gpus
 
 LIBRARIES = ("tensorflow", "keras", "numpy", "pandas", "scikit-learn", "pillow", "gradio")
 """The libraries that `config.json` names; `environment.json` has all packages."""
@@ -24,8 +24,6 @@ down: some hold passwords, such as `TF_TOKEN_...` of Terraform."""
 
 CPU_FLAGS = ("avx", "amx", "fma", "f16c", "sse4", "asimd", "sve", "bf16")
 """How the names of instruction sets begin by which libraries choose their kernels."""
-
-CPU_INFO = Path("/proc/cpuinfo")
 
 
 def describe_versions() -> dict[str, str | None]:
@@ -80,7 +78,9 @@ def _list_packages() -> dict[str, str]:
     # Of a package that is there twice, the first one is imported.
     found: dict[str, str] = {}
     for package in distributions():
-        found.setdefault(package.name.lower().replace("_", "-"), package.version)
+        # An interrupted pip leaves folders without a name.
+        if name := package.metadata["Name"]:
+            found.setdefault(name.lower().replace("_", "-"), package.version)
     return dict(sorted(found.items()))
 
 

@@ -42,6 +42,8 @@ def choose_config(
     """
     if not isinstance(settings, dict | None):
         raise InputError(f"settings must be a dict, such as {{'epochs': 5}}, not {settings!r}")
+    if "recipe" in (settings or {}):
+        raise InputError("recipe is not one of the settings: name it as `recipe` (--recipe)")
     named: dict[str, Any] = {"weights": weights, "seed": seed}
     given = {name: value for name, value in (named | (settings or {})).items() if value is not None}
     if run.is_begun:

@@ -207,8 +207,8 @@ def finish_run(run: Run, model: keras.Sequential, config: Config) -> None:
     """
     if run.is_finished:
         say(
-            "train: This run is finished: nothing was trained; its model and curves are shown. To "
-            "train again, set `name` to a new name."
+            "train: this run is finished, so nothing was trained; its model is kept. To train "
+            "again, give the run another name"
         )
         shutil.rmtree(run.checkpoints, ignore_errors=True)  # it may have been killed before
         return
