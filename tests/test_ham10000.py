@@ -284,7 +284,7 @@ class TestIncomplete:
 
     def test_its_copy_is_complete_and_lists_what_was_left_out(self, incomplete, tmp_path, capsys):
         out = tmp_path / "all"
-        with pytest.raises(InputError, match="or leave these out with copy --allow-incomplete"):
+        with pytest.raises(InputError, match="or leave these out: allow_incomplete=True"):
             copy_images(incomplete, out)
         copy_images(incomplete, out, allow_incomplete=True)
         assert read_json(out / "incomplete.json") == self.GAPS

@@ -427,7 +427,8 @@ class TestIncompleteDataset:
 
     def test_it_is_refused(self, incomplete, tiny_config, tmp_path):
         data, first, last = incomplete
-        with pytest.raises(InputError, match=f"{first}.* and .*{last}.*train --allow-incomplete"):
+        refused = f"{first}.* and .*{last}.*--allow-incomplete of copy and train"
+        with pytest.raises(InputError, match=refused):
             train(data, tmp_path / "run", tiny_config)
         assert not (tmp_path / "run").exists()
 
