@@ -149,7 +149,7 @@ def test_the_variable_names_the_dataset(flat_data, tmp_path):
         (("audit", "{binary}", "--data", "{flat}"), "cannot be read as a split file"),
         (("audit", "absent.csv", "--data", "nowhere"), "absent.csv: cannot be read"),
         (("sample", "/dev/null/x"), "cannot be"),
-        (("copy", "--data", "{incomplete}", "--out", "x"), "leave these out with copy --allow-inc"),
+        (("copy", "--data", "{incomplete}", "--out", "x"), "or leave these out: allow_incomplete"),
         (("train", "--run", "{binary}"), "binary: is a file; name the folder of a run"),
         (
             (
