@@ -8,6 +8,8 @@ machine.
 
 import ctypes
 import errno
+import fcntl
+import itertools
 import json
 import os
 import re
@@ -17,12 +19,14 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.utime")
+PIPE = 2**20
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
@@ -45,8 +49,8 @@ class Outcome(NamedTuple):
 class Processes:
     """Starts commands of the package in processes of their own."""
 
-    def __init__(self, program: subprocess.Popen[str], folder: Path) -> None:
-        self.program, self.folder = program, folder
+    def __init__(self, program: subprocess.Popen[str]) -> None:
+        self.program = program
 
     def run(self, *command: str | Path, watch: Path, **fault: Any) -> Outcome:
         """Run a command to its end.
@@ -67,7 +71,7 @@ class Processes:
     def _ask(self, command: Any, watch: Path, fault: dict[str, Any]) -> list[Outcome]:
         assert self.program.stdin and self.program.stdout
         request = {"command": [str(part) for part in command], "watch": str(watch)} | fault
-        self.program.stdin.write(json.dumps(request | {"folder": str(self.folder)}) + "\n")
+        self.program.stdin.write(json.dumps(request) + "\n")
         self.program.stdin.flush()
         return [Outcome(*one) for one in json.loads(self.program.stdout.readline())]
 
@@ -80,7 +84,7 @@ def start(folder: Path) -> Iterator[Processes]:
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables
     ) as program:
-        yield Processes(program, folder)
+        yield Processes(program)
         program.kill()
 
 
@@ -89,57 +93,66 @@ def serve() -> None:
     load()
     for line in sys.stdin:
         request = json.loads(line)
-        places = [Path(request["folder"]) / name for name in ("one", "two")]
-        one = fork(request, places[0])
+        one = Child(request)
         outcomes = []
-        if request.get("do") == "stop":
-            _, status = os.waitpid(one, os.WUNTRACED)
-            if os.WIFSTOPPED(status):
-                outcomes = [wait(fork(request | {"do": None}, places[1]), places[1])]
-                os.kill(one, signal.SIGCONT)
-                outcomes.insert(0, wait(one, places[0]))
-            else:
-                outcomes = [read(status, places[0])]
-        else:
-            outcomes = [wait(one, places[0])]
-        print(json.dumps(outcomes), flush=True)
+        if request.get("do") == "stop" and one.stops():
+            outcomes = [Child(request | {"do": None}).end()]
+            os.kill(one.process, signal.SIGCONT)
+        print(json.dumps([one.end(), *outcomes]), flush=True)
 
 
-def wait(process: int, place: Path) -> Outcome:
-    return read(os.waitpid(process, 0)[1], place)
+class Child:
+    """A process for one command. It prints to pipes, which take everything on a full disk too."""
 
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.pipes = [os.pipe() for _ in range(3)]
+        for _, into in self.pipes:
+            fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, PIPE)  # all of it fits in
+        self.status: int | None = None
+        self.process = os.fork()
+        if not self.process:
+            try:
+                os._exit(self.work(request))
+            finally:  # the threads of libraries cannot be ended at an exit: they were not forked
+                traceback.print_exc()
+                os._exit(70)
+        for _, into in self.pipes:
+            os.close(into)
 
-def read(status: int, place: Path) -> Outcome:
-    moments = place.with_suffix(".moments")
-    return Outcome(
-        os.waitstatus_to_exitcode(status),
-        place.with_suffix(".out").read_text(),
-        place.with_suffix(".err").read_text(),
-        json.loads(moments.read_text()) if moments.is_file() else None,
-    )
+    def work(self, request: dict[str, Any]) -> int:
+        for number in (1, 2):
+            os.dup2(self.pipes[number - 1][1], number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if request.get("bound"):
+            give_up_rights()
+        if "memory" in request:
+            bound_memory(request["memory"])
+        if request.get("do") == "cut":
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # as every process but Python's has it
+        moments = watch(request)
+        from skinlesion import cli
 
+        status = cli.main(request["command"])
+        sys.stdout.flush()
+        os.write(self.pipes[2][1], json.dumps(moments).encode())
+        return status
 
-def fork(request: dict[str, Any], place: Path) -> int:
-    """Start a process for one command, which prints to files."""
-    place.with_suffix(".moments").unlink(missing_ok=True)
-    if process := os.fork():
-        return process
-    for number, ending in ((1, ".out"), (2, ".err")):
-        os.dup2(os.open(place.with_suffix(ending), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if request.get("bound"):
-        give_up_rights()
-    if "memory" in request:
-        bound_memory(request["memory"])
-    moments = watch(request)
-    from skinlesion import cli
+    def stops(self) -> bool:
+        """Wait until the process stands still; False if it has ended instead."""
+        _, status = os.waitpid(self.process, os.WUNTRACED)
+        self.status = None if os.WIFSTOPPED(status) else status
+        return self.status is None
 
-    status = cli.main(request["command"])
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-    place.with_suffix(".moments").write_text(json.dumps(moments))
-    sys.stdout.flush()
-    os._exit(status)  # the threads of libraries are not there to be ended: they are not forked
+    def end(self) -> Outcome:
+        """Wait for the end."""
+        status = os.waitpid(self.process, 0)[1] if self.status is None else self.status
+        said = []
+        for out, _ in self.pipes:
+            with os.fdopen(out, encoding="utf-8", errors="replace") as file:
+                said.append(file.read())
+        moments = json.loads(said[2]) if said[2] else None
+        return Outcome(os.waitstatus_to_exitcode(status), said[0], said[1], moments)
 
 
 def load() -> None:
@@ -174,7 +187,7 @@ def watch(request: dict[str, Any]) -> list[str]:
         A line for each moment so far.
     """
     folder, moments, is_reading = request["watch"], [], request.get("reads", False)
-    is_busy = False
+    is_busy, numbers = False, itertools.count(1)
 
     def look(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal is_busy
@@ -183,13 +196,14 @@ def watch(request: dict[str, Any]) -> list[str]:
         is_opened = event == "open" and (is_reading or bool(arguments[2] & WRITING))
         if is_busy or not (is_opened or event in CHANGES):
             return
-        path = os.fsdecode(arguments[0]) if not isinstance(arguments[0], int) else ""
+        place = arguments[event == "os.link"]
+        path = os.fsdecode(place) if not isinstance(place, int) else ""
         # Removing a folder names its files without it.
         if not (path.startswith(folder) or (event != "open" and "/" not in path)):
             return
         # Unfinished files are named after their process.
         moments.append(f"{event} {re.sub(r'[.][0-9]+[.]part', '.part', Path(path).name)}")
-        if len(moments) == request.get("at"):
+        if next(numbers) == request.get("at"):  # whichever thread it is
             is_busy = True
             break_at(request)
             is_busy = False
@@ -211,7 +225,6 @@ def break_at(request: dict[str, Any]) -> None:
     elif kind == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif kind == "cut":
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["size"], resource.RLIM_INFINITY))
     elif kind == "full":
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))

@@ -126,7 +126,7 @@ class Lab:
 def lab(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("faults")
     with faults.start(folder) as processes:
-        yield Lab(processes, sample, folder / "whole")
+        yield Lab(processes, sample, folder)
 
 
 @pytest.fixture
