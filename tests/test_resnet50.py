@@ -113,7 +113,7 @@ def test_no_network_is_told_with_the_ways_out(monkeypatch):
     monkeypatch.setattr(keras.utils, "get_file", fail)
     with pytest.raises(WeightsUnavailableError, match="URL fetch failure") as caught:
         build_backbone((32, 32), "imagenet")
-    assert "--weights FILE" in str(caught.value)
+    assert "name a file as `weights`" in str(caught.value)
 
 
 def test_frozen_means_exactly_the_pretrained_layers_below_the_stage(conv2_weights):
