@@ -3,7 +3,7 @@
     .venv/bin/python scripts/measure/run_benchmarks.py              # all
     .venv/bin/python scripts/measure/run_benchmarks.py inference    # only these, then all tables
 
-All take 20 minutes on two cores, with nothing beside them. The results are JSON files in
+All take 30 minutes on two cores, with nothing beside them. The results are JSON files in
 `docs/results/benchmarks/`; the tables in `docs/benchmarks.md` are made from them. Weights in
 SKINLESION_WEIGHTS are needed for training with frozen layers.
 """
@@ -36,6 +36,14 @@ BENCHMARKS = {
         *("bench_training.py", "--image-size", "128", "128", "--steps", "3", "--repeat", "3"),
         *("--top-stage", "conv4", "--fine-tune-from", "conv3"),
     ),
+    "overhead": ("bench_training.py", "--image-size", "128", "128", "--steps", "4"),
+    "pipeline": ("bench_input_pipeline.py",),
+    "estimate_64x64": (
+        *("bench_estimate.py", "--image-size", "64", "64", "--images", "2100", "--epochs", "3"),
+    ),
+    "estimate_224x224": (
+        *("bench_estimate.py", "--image-size", "224", "224", "--images", "420", "--epochs", "2"),
+    ),
     "decoders": ("bench_decoders.py",),
     "profile": ("profile_training.py",),
 }
@@ -43,7 +51,14 @@ BENCHMARKS = {
 ROUNDS = {"training": 3}
 """How often a benchmark is run on each processor, in turns; the fastest run counts. Other programs
 of the machine disturb training most, and columns are compared with each other."""
-ONLY_ON = {"decoders": (NEW,), "profile": (OLD,)}
+ONLY_ON = {
+    "overhead": (NEW, OLD),
+    "pipeline": (NEW, OLD),
+    "estimate_64x64": (NEW, OLD),
+    "estimate_224x224": (NEW, OLD),
+    "decoders": (NEW,),
+    "profile": (OLD,),
+}
 """The processors on which a benchmark tells something; the others run on all."""
 
 Results = dict[str, dict[str, Any]]
@@ -99,14 +114,29 @@ def tabulate_ratios(name: str) -> str:
     results = read(name)
     first = next(iter(results.values()))
     rows = [
-        [f"{way}, ms", *(f"{result['milliseconds'][way]:.1f}" for result in results.values())]
+        [f"{way}, ms", *(_shorten(result["milliseconds"][way]) for result in results.values())]
         for way in first["milliseconds"]
     ]
     rows += [
-        [f"`{ratio}`", *(f"{result['ratios'][ratio]:.1f}" for result in results.values())]
+        [f"`{ratio}`", *(f"{result['ratios'][ratio]:.2g}" for result in results.values())]
         for ratio in first["ratios"]
     ]
     return make_table(["", *results], rows)
+
+
+def _shorten(milliseconds: float) -> str:
+    return f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"
+
+
+def tabulate_estimates() -> str:
+    """Estimated and true seconds of training, for each size of images and processor."""
+    rows = []
+    for name in (name for name in BENCHMARKS if name.startswith("estimate")):
+        for processor, result in read(name).items():
+            seconds = [f"{value / 1000:.0f} s" for value in result["milliseconds"].values()]
+            ratio = f"{result['ratios']['estimate']:.2f}"
+            rows.append([name.removeprefix("estimate_"), processor, *seconds, ratio])
+    return make_table(["images", "processor", "estimated", "true", "true / estimated"], rows)
 
 
 def tabulate_training() -> str:
@@ -136,23 +166,25 @@ def tabulate_profile() -> str:
     return make_table(["", "milliseconds a step", "share"], rows)
 
 
-def write_tables() -> None:
-    """Replace the tables of the page, each between two comments that name it."""
+def fill_tables(page: str) -> str:
+    """Replace the tables in the text of the page, each between two comments that name it."""
     tables = {
         "machine": tabulate_machine(),
         "training": tabulate_training(),
         "inference": tabulate_ratios("inference"),
+        "overhead": tabulate_ratios("overhead"),
+        "pipeline": tabulate_ratios("pipeline"),
+        "estimates": tabulate_estimates(),
         "decoders": tabulate_decoders(),
         "profile": tabulate_profile(),
     }
-    page = PAGE.read_text()
     for name, table in tables.items():
         start, end = f"<!-- table: {name} -->", "<!-- end -->"
         pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
         page, count = pattern.subn(f"{start}\n{table}\n{end}", page)
         if count != 1:
             raise SystemExit(f"{PAGE}: {count} places for the table {name}")
-    PAGE.write_text(page)
+    return page
 
 
 def main() -> None:
@@ -165,7 +197,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.tables:
         run_benchmarks(arguments.names or list(BENCHMARKS))
-    write_tables()
+    PAGE.write_text(fill_tables(PAGE.read_text()))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ def make_callbacks(
 class Progress(keras.callbacks.Callback):
     """Adds speed and learning rate to the logs, and prints a line an epoch.
 
-    After a few steps of the first epoch, it prints how long the whole run may take.
+    After a few steps of the first epoch, it prints how long the whole run may take, and keeps it in
+    the attribute `estimate`, in seconds.
 
     Args:
         batch_size: images in a step.
@@ -89,7 +90,8 @@ class Progress(keras.callbacks.Callback):
         elif not self.durations and batch == TIMED_STEPS:
             step = (self.trained - self.after_first) / TIMED_STEPS
             steps = self.params["steps"] + VALIDATION_COST * self.validation_steps
-            duration = describe_duration(step * steps * self.params["epochs"])
+            self.estimate = step * steps * self.params["epochs"]
+            duration = describe_duration(self.estimate)
             say(f"train: estimated time for {self.params['epochs']} epochs: {duration}")
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
