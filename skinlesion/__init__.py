@@ -63,6 +63,7 @@ _HOMES = {
         "prediction_sets_table",
     ),
     "evaluation.calibration": ("calibrate", "load_calibration"),
+    "evaluation.shifts": ("evaluate_shifts",),
     "evaluation.evaluate": (
         "evaluate",
         "evaluate_external",

@@ -233,6 +233,9 @@ def evaluate(
     more: Annotated[list[Path] | None, typer.Argument(metavar="RUN", help="More runs.")] = None,
     data: Data = None,
     tta: Annotated[bool, flag("--tta", "Average over mirrored and turned images.")] = False,
+    shifts: Annotated[
+        bool, flag("--shifts", "Also test under changes of light and image.")
+    ] = False,
     images: Annotated[Path | None, option("DIR", "Images of an external test set.")] = None,
     truth: Annotated[Path | None, option("CSV", "Their truth, in the ISIC form.")] = None,
     metadata: Metadata = None,
@@ -251,6 +254,8 @@ def evaluate(
         raise InputError("--images and --truth belong together: give both or none")
     if alone and out:
         raise InputError("the results of a run go to its own folder: omit --out")
+    if shifts and not alone:
+        raise InputError("--shifts is for one run on its own test images")
     if not (alone or out):
         raise InputError("name a folder for the results with --out DIR")
     from skinlesion.evaluation import evaluate as steps
@@ -261,7 +266,7 @@ def evaluate(
     elif out:
         steps.evaluate_together(runs, out, data=data, tta=tta)
     else:
-        print(describe_metrics(steps.evaluate(runs[0], data=data, tta=tta)))
+        print(describe_metrics(steps.evaluate(runs[0], data=data, tta=tta, shifts=shifts)))
 
 
 @command("score", "--predictions predictions.csv --truth truth.csv --out score")

@@ -58,6 +58,7 @@ ROOMS = {
         "report",
         "score",
         "model_card",
+        "shifts",
         "evaluate",
         "compare",
         "export",

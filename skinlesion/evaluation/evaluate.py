@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure, SubFigure
 
 from skinlesion.data.ham10000 import MASKS_NAME, find_dataset, list_images
 from skinlesion.data.isic_csv import write_isic
@@ -23,14 +24,19 @@ from skinlesion.evaluation.ood import is_in_distribution
 from skinlesion.evaluation.plots import plot_learning_curves
 from skinlesion.evaluation.report import write_report
 from skinlesion.evaluation.score import read_truth_rows, say_results
-from skinlesion.files import InputError, name_some
+from skinlesion.evaluation.shifts import evaluate_shifts, has_shifts, summarise_shifts
+from skinlesion.files import InputError, name_some, write_csv
 from skinlesion.machine import say
 from skinlesion.model.predictor import Outputs, Predictor
 from skinlesion.model.run import Run
 
 
 def evaluate(
-    run: str | Path | Run, *, data: str | Path | None = None, tta: bool = False
+    run: str | Path | Run,
+    *,
+    data: str | Path | None = None,
+    tta: bool = False,
+    shifts: bool = False,
 ) -> dict[str, Any]:
     """Predict the test images of a calibrated run and write `evaluation/` with a model card.
 
@@ -40,10 +46,11 @@ def evaluate(
         run: a trained and calibrated run.
         data: the dataset; None: the run's own, else as `find_dataset`.
         tta: also predict with test-time augmentation, as a second column of figures.
+        shifts: also predict the images under shifts, see `evaluate_shifts`.
 
     Returns:
         What `metrics.json` holds: see `write_report`; also `ood`, the share of images in
-        distribution, and for data with outlines `gradcam`, see `measure_heat`.
+        distribution; for data with outlines `gradcam`, see `measure_heat`; `shifts`, if wanted.
 
     Raises:
         InputError: the run is not trained or not calibrated, or data and run do not fit.
@@ -51,30 +58,24 @@ def evaluate(
     run = Run.find(run)
     calibration, split = load_calibration(run), run.split
     source = find_dataset(data or run.dataset)
-    rows = (
-        join_split(run.load_dataset(source), split).query("split == 'test'").reset_index(drop=True)
-    )
+    table = run.load_dataset(source)
+    rows = join_split(table, split).query("split == 'test'").reset_index(drop=True)
     predictor = Predictor.load(run)
     say(f"evaluate: predicting {len(rows):,} test images")
     outputs = predictor.predict_files(list(rows["path"]), maps=(source / MASKS_NAME).is_dir())
     y_prob = _keep_predictions(run, rows, outputs.y_prob)
-    variants = {}
-    if tta or run.has_predictions("test", tta=True):
-        variants = {"test-time augmentation": _predict_with_tta(predictor, run, rows)}
     metrics = write_report(
         run.evaluation_dir,
         rows,
         y_prob,
         calibration=calibration,
-        variants=variants,
+        variants=_predict_variants(predictor, run, rows, tta=tta),
         synthetic=run.synthetic,
         seed=run.config.seed,
         extra=_measure_ood(calibration, outputs.features, rows)
-        | _measure_grad_cam(predictor, outputs, rows, source / MASKS_NAME),
-        figures={
-            "explanations": draw_explanations(predictor, rows, y_prob),
-            "learning_curves": plot_learning_curves(run.history)[0].figure,
-        },
+        | _measure_grad_cam(predictor, outputs, rows, source / MASKS_NAME)
+        | _measure_shifts(run, source, wanted=shifts),
+        figures=_draw_figures(predictor, run, rows, y_prob),
         make_card=lambda measured: make_model_card(run, measured),
     )
     say(f"evaluate: figures and tables in {run.evaluation_dir}")
@@ -207,6 +208,24 @@ def _keep_predictions(run: Run, rows: pd.DataFrame, y_prob: np.ndarray) -> np.nd
     return run.read_predictions("test", image_ids)
 
 
+def _draw_figures(
+    predictor: Predictor, run: Run, rows: pd.DataFrame, y_prob: np.ndarray
+) -> dict[str, Figure | SubFigure]:
+    return {
+        "explanations": draw_explanations(predictor, rows, y_prob),
+        "learning_curves": plot_learning_curves(run.history)[0].figure,
+    }
+
+
+def _predict_variants(
+    predictor: Predictor, run: Run, rows: pd.DataFrame, *, tta: bool
+) -> dict[str, np.ndarray]:
+    """Predictions with test-time augmentation, if wanted or made before."""
+    if not (tta or run.has_predictions("test", tta=True)):
+        return {}
+    return {"test-time augmentation": _predict_with_tta(predictor, run, rows)}
+
+
 def _predict_with_tta(predictor: Predictor, run: Run, rows: pd.DataFrame) -> np.ndarray:
     image_ids = list(rows["image_id"])
     if not run.has_predictions("test", tta=True):
@@ -250,6 +269,15 @@ def _measure_grad_cam(
         return {}
     heat = compute_grad_cam(predictor, outputs.maps, outputs.y_prob.argmax(axis=1))
     return {"gradcam": measure_heat(heat, outlines)}
+
+
+def _measure_shifts(run: Run, source: Path, *, wanted: bool) -> dict[str, Any]:
+    """The figures under shifts, which `shifts.csv` gets; none unless wanted or predicted before."""
+    if not (wanted or has_shifts(run, "test")):
+        return {}
+    table = evaluate_shifts(run, on="test", data=source)
+    write_csv(run.evaluation_dir / "shifts.csv", table)
+    return {"shifts": summarise_shifts(table)}
 
 
 def _measure_ood(

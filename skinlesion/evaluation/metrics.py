@@ -61,7 +61,7 @@ def compute_metrics(
         InputError: there are no images.
     """
     weights, lesions = draw_weights(len(y_true), groups, n_bootstrap=n_bootstrap, seed=seed)
-    overall, per_class = _weighted_figures(np.asarray(y_true), np.asarray(y_prob), weights)
+    overall, per_class = compute_figures(np.asarray(y_true), np.asarray(y_prob), weights)
     matrix = compute_confusion_matrix(y_true, np.asarray(y_prob).argmax(axis=1))
     return {
         "n": len(y_true),
@@ -75,6 +75,55 @@ def compute_metrics(
         },
         "confusion_matrix": matrix.tolist(),
     }
+
+
+def compute_figures(
+    y_true: np.ndarray, y_prob: np.ndarray, weights: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Compute every figure for every row of weights, without intervals.
+
+    Args:
+        y_true: int (n,), labels.
+        y_prob: float (n, 7), probabilities.
+        weights: float (d, n), from `draw_weights`.
+
+    Returns:
+        The overall figures, name to float64 (d,), and those of each class, name to (d, 7); they are
+        described at `compute_metrics`. NaN where a figure is undefined.
+    """
+    cells = np.eye(NUM_CLASSES**2, dtype=np.float32)[y_true * NUM_CLASSES + y_prob.argmax(axis=1)]
+    matrices = (weights @ cells).reshape(-1, NUM_CLASSES, NUM_CLASSES).astype(np.float64)
+    hits = np.diagonal(matrices, axis1=1, axis2=2)
+    support, predicted = matrices.sum(axis=2), matrices.sum(axis=1)
+    total = support.sum(axis=1)
+    others = total[:, None] - support
+    sensitivity = divide(hits, support)
+    f1 = np.where(support > 0, divide(2 * hits, support + predicted), np.nan)
+    ranked = [_weighted_ranking(y_true == c, y_prob[:, c], weights) for c in range(NUM_CLASSES)]
+    auc, average_precision = (np.stack(figure, axis=1) for figure in zip(*ranked, strict=True))
+    per_class = {
+        "sensitivity": sensitivity,
+        "specificity": divide(others - (predicted - hits), others),
+        "ppv": divide(hits, predicted),
+        "npv": divide(others - (predicted - hits), total[:, None] - predicted),
+        "f1": f1,
+        "auc": auc,
+        "average_precision": average_precision,
+    }
+    # Classes without a case in the data itself are outside every mean; a resample that lacks
+    # another class gives NaN and is left out by `summarise`.
+    present = support[0] > 0
+    overall = {
+        "accuracy": divide(hits.sum(axis=1), total),
+        "balanced_accuracy": sensitivity[:, present].mean(axis=1),
+        "macro_f1": f1[:, present].mean(axis=1),
+        "weighted_f1": divide(np.nansum(support * f1, axis=1), total),
+        **_agreement(hits.sum(axis=1), support, predicted),
+        "macro_auc": auc[:, present].mean(axis=1),
+        "macro_average_precision": average_precision[:, present].mean(axis=1),
+        **_weighted_losses(y_true, y_prob, weights),
+    }
+    return overall, per_class
 
 
 def compute_confusion_matrix(y_true: np.ndarray, y_pred: np.ndarray) -> np.ndarray:
@@ -177,7 +226,7 @@ def compare_predictions(
     """
     weights, lesions = draw_weights(len(y_true), groups, n_bootstrap=n_bootstrap, seed=seed)
     figures = []
-    sides = [_weighted_figures(y_true, y_prob, weights) for y_prob in (y_prob_a, y_prob_b)]
+    sides = [compute_figures(y_true, y_prob, weights) for y_prob in (y_prob_a, y_prob_b)]
     (overall_a, per_class_a), (overall_b, per_class_b) = sides
     pairs = [("overall", name, overall_a[name], overall_b[name]) for name in overall_a]
     pairs += [
@@ -213,45 +262,6 @@ def _subgroups(rows: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
             values = table[attribute].fillna("unknown").astype(str)
             for subgroup in sorted(values.unique()):
                 yield attribute, subgroup, (values == subgroup).to_numpy()
-
-
-def _weighted_figures(
-    y_true: np.ndarray, y_prob: np.ndarray, weights: np.ndarray
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Every figure for every row of weights: overall (d,) and per class (d, 7)."""
-    cells = np.eye(NUM_CLASSES**2, dtype=np.float32)[y_true * NUM_CLASSES + y_prob.argmax(axis=1)]
-    matrices = (weights @ cells).reshape(-1, NUM_CLASSES, NUM_CLASSES).astype(np.float64)
-    hits = np.diagonal(matrices, axis1=1, axis2=2)
-    support, predicted = matrices.sum(axis=2), matrices.sum(axis=1)
-    total = support.sum(axis=1)
-    others = total[:, None] - support
-    sensitivity = divide(hits, support)
-    f1 = np.where(support > 0, divide(2 * hits, support + predicted), np.nan)
-    ranked = [_weighted_ranking(y_true == c, y_prob[:, c], weights) for c in range(NUM_CLASSES)]
-    auc, average_precision = (np.stack(figure, axis=1) for figure in zip(*ranked, strict=True))
-    per_class = {
-        "sensitivity": sensitivity,
-        "specificity": divide(others - (predicted - hits), others),
-        "ppv": divide(hits, predicted),
-        "npv": divide(others - (predicted - hits), total[:, None] - predicted),
-        "f1": f1,
-        "auc": auc,
-        "average_precision": average_precision,
-    }
-    # Classes without a case in the data itself are outside every mean; a resample that lacks
-    # another class gives NaN and is left out by `summarise`.
-    present = support[0] > 0
-    overall = {
-        "accuracy": divide(hits.sum(axis=1), total),
-        "balanced_accuracy": sensitivity[:, present].mean(axis=1),
-        "macro_f1": f1[:, present].mean(axis=1),
-        "weighted_f1": divide(np.nansum(support * f1, axis=1), total),
-        **_agreement(hits.sum(axis=1), support, predicted),
-        "macro_auc": auc[:, present].mean(axis=1),
-        "macro_average_precision": average_precision[:, present].mean(axis=1),
-        **_weighted_losses(y_true, y_prob, weights),
-    }
-    return overall, per_class
 
 
 def _agreement(

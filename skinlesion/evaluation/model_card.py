@@ -79,6 +79,8 @@ def make_model_card(run: Run, metrics: dict[str, Any] | None = None) -> str:
         audit=_describe_audit(split),
         training=_describe_training(run),
         evaluation=_describe_evaluation(metrics, run.evaluation_dir / "subgroups.csv"),
+        shifts=(metrics or {}).get("shifts"),
+        format=_format,
         ood=_describe_ood(metrics),
     )
     return str(card)

@@ -157,6 +157,14 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
             f"Grad-CAM heat inside the lesion: {heat['inside']:.1%}; the lesion covers "
             f"{heat['area']:.1%} of the image"
         )
+    if "shifts" in metrics:
+        figures, worst = (metrics["shifts"][name] for name in ("figures", "worst"))
+        name = worst["balanced_accuracy"]
+        lines.append(
+            "balanced accuracy under shifts: mean "
+            f"{format_figure(figures['mean']['balanced_accuracy'])}, worst "
+            f"{format_figure(figures[name]['balanced_accuracy'])} ({name})"
+        )
     return "\n".join(lines)
 
 
