@@ -265,8 +265,8 @@ def summarise_shifts(table: pd.DataFrame) -> dict[str, Any]:
     }
     worst = {}
     for figure in FIGURES:
-        values = {name: figures[name][figure]["value"] for name in SHIFTS}
-        worst[figure] = None if np.isnan([*values.values()]).any() else min(values, key=values.get)
+        values = pd.Series({name: figures[name][figure]["value"] for name in SHIFTS})
+        worst[figure] = None if values.isna().any() else str(values.idxmin())
     return {"figures": figures, "worst": worst}
 
 
