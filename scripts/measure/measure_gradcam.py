@@ -23,7 +23,6 @@ from scipy.integrate import trapezoid
 
 from skinlesion.data.ham10000 import MASKS_NAME
 from skinlesion.evaluation.bootstrap import compute_share, draw_weights
-from skinlesion.evaluation.examples import read_test
 from skinlesion.evaluation.gradcam import compute_grad_cam, measure_heat
 from skinlesion.evaluation.metrics import format_figure
 from skinlesion.files import InputError
@@ -41,12 +40,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", type=Path, required=True, help="evaluated run on the sample")
+    parser.add_argument("--run", type=Path, required=True, help="run on the sample")
     parser.add_argument("--data", type=Path, required=True, metavar="SAMPLE")
     arguments = parser.parse_args()
     try:
         run = Run.find(arguments.run)
-        rows, _ = read_test(run, arguments.data)
+        rows = run.rows("test")[["image_id"]].merge(run.load_dataset(arguments.data), on="image_id")
         predictor = Predictor.load(run)
         images = np.stack([predictor.decode(path) for path in rows["path"]])
     except InputError as error:
@@ -66,31 +65,45 @@ def main() -> None:
     )
     print("| heat map | heat inside the lesion | area of the lesion | deletion curve |")
     print("| --- | --- | --- | --- |")
-    everywhere = np.ones(len(rows))
-    curves = {}
+    found: dict[str, dict[str, np.ndarray]] = {}
     for name, drawn in heats.items():
-        found = [
-            [measure_heat(heat[i : i + 1], masks[i : i + 1]) for heat in drawn]
-            for i in range(len(rows))
-        ]
-        inside, area = (
-            np.array([np.nanmean([one[key] for one in each]) for each in found])
-            for key in ("inside", "area")
-        )
-        curves[name] = np.mean([delete(predictor, images, heat, labels) for heat in drawn], axis=0)
-        hot = np.isfinite(inside)
-        cells = [
-            format_figure(compute_share(np.nan_to_num(values), cases, weights))
-            for values, cases in ((inside, hot), (area, hot), (curves[name], everywhere))
-        ]
+        found[name] = measure(predictor, images, labels, drawn, masks)
+        cells = [format_mean(values, weights) for values in found[name].values()]
         print(f"| {name} | {' | '.join(cells)} |")
-    one, other = heats["Grad-CAM"][0], heats["HiResCAM"][0]
-    print(f"\nlargest difference of Grad-CAM and HiResCAM: {np.abs(one - other).max():.2g} of 1")
-    difference = curves["random"] - curves["Grad-CAM"]
-    print(
-        "deletion curve, random minus Grad-CAM: "
-        + format_figure(compute_share(difference, everywhere, weights))
-    )
+    for name in ("HiResCAM", "random"):
+        differences = [
+            f"{figure} {format_mean(found[name][figure] - found['Grad-CAM'][figure], weights)}"
+            for figure in ("inside", "deletion")
+        ]
+        print(f"\n{name} minus Grad-CAM: {', '.join(differences)}")
+    largest = np.abs(heats["Grad-CAM"][0] - heats["HiResCAM"][0]).max()
+    print(f"\nlargest difference of the heat of Grad-CAM and HiResCAM: {largest:.1g} of 1")
+
+
+def measure(
+    predictor: Predictor,
+    images: np.ndarray,
+    labels: np.ndarray,
+    drawn: list[np.ndarray],
+    masks: list[Path],
+) -> dict[str, np.ndarray]:
+    """Means over several sets of heat maps: `inside`, `area` and `deletion` of each image."""
+    shares = [
+        [measure_heat(heat[i : i + 1], masks[i : i + 1]) for heat in drawn]
+        for i in range(len(images))
+    ]
+    return {
+        **{
+            name: np.array([np.mean([one[name] for one in each]) for each in shares])
+            for name in ("inside", "area")
+        },
+        "deletion": np.mean([delete(predictor, images, heat, labels) for heat in drawn], axis=0),
+    }
+
+
+def format_mean(values: np.ndarray, weights: np.ndarray) -> str:
+    """The mean over the images, without those that have no heat, with its interval."""
+    return format_figure(compute_share(np.nan_to_num(values), np.isfinite(values), weights))
 
 
 def compute_hires_cam(predictor: Predictor, maps: np.ndarray, labels: np.ndarray) -> np.ndarray:

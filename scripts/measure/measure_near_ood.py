@@ -2,17 +2,18 @@
 
     .venv/bin/python scripts/measure/measure_near_ood.py --data DIR --out FOLDER
 
-For each of `--diagnoses`, a model is trained and calibrated without this diagnosis (in `FOLDER`;
-finished runs are used again). Each score is compared on two parts without a common image or lesion:
+The models are those of recipe `probe`: a frozen network, so all images are described once (kept in
+FOLDER/features.npz), and leaving a diagnosis out of training and validation only needs another
+head, calibration and Gaussian. Each score is compared on two parts without a common lesion:
 
 - `development`: the diagnosis' images of the validation part against the validation images;
 - `final`: its other images, none of which was trained on, against the test images.
 
-Scores: the distance of features that the package uses; lack of confidence, 1 minus the largest
-calibrated probability; and two combinations of both: the sum of their standard scores and the mean
-of their ranks, each fitted on validation. The threshold of each is its 95th percentile on
-validation. Prints the share of the diagnosis and of the known classes that is flagged, and the area
-under the ROC curve, with 95 % intervals from a bootstrap over lesions.
+Scores: the distance of features that the package uses, of `conv3`; that of `conv4`; doubt, which is
+1 minus the largest calibrated probability; and two combinations of the first and doubt, fitted on
+validation: the sum of their standard scores, and the mean of their ranks. The threshold of each is
+its 95th percentile on validation. Prints the shares of the diagnosis and of the known classes that
+are flagged, and the area under the ROC curve, with 95 % intervals from a bootstrap over lesions.
 """
 
 import argparse
@@ -21,25 +22,30 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_sample_weight
 
-from skinlesion.config import make_config
+from skinlesion.config import RECIPES
 from skinlesion.data.ham10000 import find_dataset, load_metadata
 from skinlesion.data.near_duplicates import read_near_duplicates
-from skinlesion.data.split import join_split, make_split
+from skinlesion.data.split import make_split
 from skinlesion.diagnoses import CLASS_CODES
 from skinlesion.evaluation.bootstrap import compute_share, draw_weights, summarise
-from skinlesion.evaluation.calibration import apply_temperature, calibrate, load_calibration
+from skinlesion.evaluation.calibration import apply_temperature, fit_temperature
 from skinlesion.evaluation.metrics import format_figure
-from skinlesion.evaluation.ood import FALSE_ALARMS
+from skinlesion.evaluation.ood import FALSE_ALARMS, fit_ood_detector
 from skinlesion.files import InputError, write_csv
 from skinlesion.machine import default_weights
-from skinlesion.model.predictor import Predictor
-from skinlesion.model.run import Run
-from skinlesion.model.train import train
+from skinlesion.model.linear_probe import MAX_ITERATIONS, STRENGTHS
+from skinlesion.model.resnet50 import compute_features
 
 Score = Callable[[pd.DataFrame, pd.DataFrame], np.ndarray]
-MEASURED = ["distance", "doubt"]
+MEASURED = ["conv3", "doubt"]
+STAGES = {"conv3": slice(None, 512), "conv4": slice(512, None)}
+"""Columns of `compute_features`."""
 
 
 def add_standard_scores(table: pd.DataFrame, validation: pd.DataFrame) -> np.ndarray:
@@ -58,7 +64,8 @@ def average_ranks(table: pd.DataFrame, validation: pd.DataFrame) -> np.ndarray:
 
 
 SCORES: dict[str, Score] = {
-    "distance": lambda table, validation: table["distance"].to_numpy(),
+    "distance, `conv3`": lambda table, validation: table["conv3"].to_numpy(),
+    "distance, `conv4`": lambda table, validation: table["conv4"].to_numpy(),
     "doubt": lambda table, validation: table["doubt"].to_numpy(),
     "sum of standard scores": add_standard_scores,
     "mean of ranks": average_ranks,
@@ -75,16 +82,16 @@ def main() -> None:
     parser.add_argument(
         "--diagnoses", nargs="+", choices=CLASS_CODES, default=["df", "vasc", "bcc"]
     )
-    parser.add_argument("--recipe", default="probe")
     arguments = parser.parse_args()
     try:
-        data = find_dataset(arguments.data)
-        measured = {
-            code: measure(data, arguments.out, arguments.recipe, code)
-            for code in arguments.diagnoses
-        }
+        metadata = load_metadata(find_dataset(arguments.data))
+        features = describe(metadata, arguments.out / "features.npz")
     except InputError as error:
         parser.error(str(error))
+    measured = {}
+    for code in arguments.diagnoses:
+        measured[code] = measure(metadata, features, code)
+        write_csv(arguments.out / f"without_{code}.csv", measured[code])
     for part, known in (("development", "validation"), ("final", "test")):
         print(f"\n{part}: against the {known} images\n")
         print("| left out | score | images | flagged | known images | flagged | area under ROC |")
@@ -96,28 +103,58 @@ def main() -> None:
                 print(f"| {code} | {name} | {compare(chosen, validation, part, score)} |")
 
 
-def measure(data: Path, out: Path, recipe: str, code: str) -> pd.DataFrame:
-    """Train without a diagnosis: a row an image with `lesion_id`, `role`, and both scores."""
-    metadata = load_metadata(data)
-    split = make_split(metadata, pairs=read_near_duplicates())
-    is_left_out = split["dx"] == code
-    was = split["split"].copy()
-    split.loc[is_left_out, "split"] = "test"
-    csv = write_csv(out / f"without_{code}.csv", split)
-    config = make_config(recipe, weights=default_weights())
-    run = train(data, Run(out / f"without_{code}"), config, splits=csv)
-    calibration = calibrate(run, data)
-    role = was.mask(is_left_out, "final").mask(is_left_out & (was == "validation"), "development")
-    rows = join_split(metadata, split).assign(role=role.to_numpy())
-    rows = rows[rows["role"] != "train"]
-    outputs = Predictor.load(run).predict_files(list(rows["path"]))
-    calibrated = apply_temperature(outputs.y_prob, calibration.temperature)
-    distance = load_calibration(run).ood.compute_scores(outputs.features)
-    found = rows[["image_id", "lesion_id", "dx", "role"]].assign(
-        distance=distance, doubt=1 - calibrated.max(axis=1)
+def describe(metadata: pd.DataFrame, path: Path) -> np.ndarray:
+    """The features of all images as recipe `probe` computes them, from a file if it exists."""
+    if not path.is_file():
+        weights = default_weights() or "imagenet"
+        size = RECIPES["probe"].image_size
+        features = compute_features(list(metadata["path"]), weights=weights, image_size=size)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, features=features)
+    with np.load(path) as file:
+        return file["features"]
+
+
+def measure(metadata: pd.DataFrame, features: np.ndarray, code: str) -> pd.DataFrame:
+    """Fit without a diagnosis: a row an image with `lesion_id`, `role`, and all scores."""
+    was = make_split(metadata, pairs=read_near_duplicates())["split"].to_numpy()
+    left_out, labels = (metadata["dx"] == code).to_numpy(), metadata["label"].to_numpy()
+    train, validation = ((was == part) & ~left_out for part in ("train", "validation"))
+    y_prob = fit_head(features[:, STAGES["conv4"]], labels, train, validation)
+    temperature = fit_temperature(labels[validation], y_prob[validation])
+    found = metadata[["image_id", "lesion_id", "dx"]].assign(
+        role=np.where(left_out, np.where(was == "validation", "development", "final"), was),
+        doubt=1 - apply_temperature(y_prob, temperature).max(axis=1),
     )
-    write_csv(out / f"without_{code}_scores.csv", found)
-    return found
+    for stage, columns in STAGES.items():
+        chosen = features[:, columns]
+        detector = fit_ood_detector(chosen[train], chosen[validation])
+        found[stage] = detector.compute_scores(chosen)
+    return found[found["role"] != "train"]
+
+
+def fit_head(
+    x: np.ndarray, labels: np.ndarray, train: np.ndarray, validation: np.ndarray
+) -> np.ndarray:
+    """The probabilities of all images, (n, 7), of a head as recipe `probe` fits it."""
+    best, lowest = np.zeros(0), np.inf
+    weights = compute_sample_weight("balanced", labels[validation])
+    for strength in STRENGTHS:
+        regression = LogisticRegression(
+            C=strength, class_weight="balanced", max_iter=MAX_ITERATIONS
+        )
+        head = make_pipeline(StandardScaler(), regression).fit(x[train], labels[train])
+        y_prob = np.zeros((len(x), len(CLASS_CODES)))
+        y_prob[:, regression.classes_] = head.predict_proba(x)
+        loss = log_loss(
+            labels[validation],
+            y_prob[validation],
+            sample_weight=weights,
+            labels=range(len(CLASS_CODES)),
+        )
+        if loss < lowest:
+            best, lowest = y_prob, loss
+    return best
 
 
 def compare(table: pd.DataFrame, validation: pd.DataFrame, part: str, score: Score) -> str:
