@@ -183,10 +183,11 @@ def predict_shifts(run: Run, rows: pd.DataFrame, part: str) -> dict[str, np.ndar
         Name of the shift to uncalibrated probabilities, float (n, classes).
     """
     image_ids = list(rows["image_id"])
-    if not has_shifts(run, part):
-        say(f"evaluate: predicting {len(rows):,} {part} images under {len(SHIFTS)} shifts")
+    missing = [name for name in SHIFTS if not _predictions_path(run, part, name).is_file()]
+    if missing:
+        say(f"evaluate: predicting {len(rows):,} {part} images under {len(missing)} shifts")
         predictor = Predictor.load(run)
-        for name in progress_bar(SHIFTS, "shifts", len(SHIFTS), unit="shifts"):
+        for name in progress_bar(missing, "shifts", len(missing), unit="shifts"):
             y_prob = predict_shifted(predictor, list(rows["path"]), SHIFTS[name])
             write_isic(_predictions_path(run, part, name), image_ids, y_prob)
     return {name: read_isic_for(_predictions_path(run, part, name), image_ids) for name in SHIFTS}
@@ -223,7 +224,7 @@ def predict_shifted(predictor: Predictor, paths: list[Path], shift: Shift) -> np
 def compute_shifts(rows: pd.DataFrame, predictions: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """Compute the figures of each set of predictions, and their means over the shifts.
 
-    The same resamples of lesions are used throughout, so the intervals of the means are exact.
+    The same resamples of lesions are used under all shifts, so the means have intervals too.
 
     Args:
         rows: `label` and `lesion_id` of n images.
