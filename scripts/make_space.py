@@ -78,7 +78,12 @@ def make_space(run: Run, out: Path) -> Path:
     # A saved model by itself: the other files of a run contain the split and paths.
     shutil.copytree(run.model_dir, out / "run", ignore=shutil.ignore_patterns("evaluation"))
     (out / "run" / "evaluation").mkdir()
-    for name in ("metrics.json", "model_card.md", *(f"{figure}.png" for figure in FIGURES)):
+    for name in (
+        "metrics.json",
+        "model_card.md",
+        "checklist.md",
+        *(f"{figure}.png" for figure in FIGURES),
+    ):
         if (run.evaluation_dir / name).is_file():
             shutil.copy2(run.evaluation_dir / name, out / "run" / "evaluation")
     unwanted = shutil.ignore_patterns("__pycache__")

@@ -12,6 +12,7 @@ from skinlesion.cli_options import (
     PROGRAM,
     USUAL_ORDER,
     AllowIncomplete,
+    Costs,
     Data,
     Format,
     Metadata,
@@ -220,11 +221,11 @@ def train(
 
 
 @command("calibrate", "--run runs/first --data images")
-def calibrate(run: RunFolder, data: Data = None) -> None:
+def calibrate(run: RunFolder, data: Data = None, costs: Costs = None) -> None:
     """Calibrate a run on validation; train ends with it."""
     from skinlesion.evaluation.calibration import calibrate as calibrate_run
 
-    calibrate_run(run, data)
+    calibrate_run(run, data, costs=costs)
 
 
 @command("evaluate", "--run runs/first --data images --tta")

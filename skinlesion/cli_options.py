@@ -61,6 +61,7 @@ Version = Annotated[
     typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
 ]
 Data = Annotated[Path | None, option("DIR", "Folder of the dataset.")]
+Costs = Annotated[str | None, option("CSV|none", "Decide by the lowest expected cost.")]
 RunFolder = Annotated[Path, option("RUN", "Run folder or saved model.", "--run")]
 OutFolder = Annotated[Path, option("DIR", "Folder to fill.", "--out")]
 OutCsv = Annotated[Path, option("CSV", "File to write.", "--out")]

@@ -176,6 +176,7 @@ def test_the_variable_names_the_dataset(flat_data, tmp_path):
         (("evaluate", "--run", "a", "--out", "c"), "omit --out"),
         (("score", "--predictions", "p", "--truth", "t", "--out", "o"), "cannot be read as a"),
         (("compare", "a", "b", "--out", "o"), "a: no such folder"),
+        (("calibrate", "--run", "nowhere", "--costs", "absent.csv"), "nowhere: no such folder"),
         (("predict", "--run", "nowhere", "absent.jpg", "--out", "p.csv"), "no such"),
         (("export", "--run", "x", "--format", "tf", "--out", "y"), "Invalid value for '--format'"),
         (("demo", "--run", "x", "--port", "99999"), "Invalid value for '--port'"),

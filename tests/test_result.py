@@ -45,6 +45,8 @@ MELANOMA = Result(
         )
     ),
     p_malignant=0.6,
+    decision="mel",
+    rule="decides by the highest confidence",
     is_malignant=True,
     prediction_set=("mel", "nv"),
     operating_point=MEASURED,
@@ -63,7 +65,7 @@ def with_point(result, **changes):
 
 
 def test_the_operating_point_is_the_one_for_95_percent():
-    calibration = SimpleNamespace(thresholds={"0.90": 0.4, "0.95": 0.2}, n_malignant=8)
+    calibration = SimpleNamespace(thresholds={"0.90": 0.4, "0.95": 0.2}, n_malignant=8, costs=None)
     share = {"value": 0.9, "low": 0.8, "high": 1.0, "undefined_resamples": 0}
     rows = [
         {"target_sensitivity": target, "threshold": at, "sensitivity": share, "specificity": share}

@@ -171,7 +171,8 @@ def _add_several(model: CalibratedPredictor) -> None:
 def _add_model(content: Content) -> None:
     info = content.model.info
     height, width = info.image_size
-    gr.Markdown(f"Recipe `{info.recipe}`, {width} x {height} pixels.")
+    rule = content.model.calibration.rule
+    gr.Markdown(f"Recipe `{info.recipe}`, {width} x {height} pixels. The model {rule}.")
     with gr.Row():
         for path, title in content.figures:
             with Image.open(path, formats=["PNG"]) as picture:
@@ -215,6 +216,7 @@ def _add_endpoints(content: Content) -> None:
             "recipe": model.info.recipe,
             "image_size": list(model.info.image_size),
             "synthetic": model.info.synthetic,
+            "rule": model.calibration.rule,
             "classes": dict(zip(CLASS_CODES, CLASS_NAMES, strict=True)),
             "metrics": content.metrics,
             "notice": DISCLAIMER,

@@ -46,7 +46,7 @@ def render_result(result: Result) -> str:
         parts += [
             _error_rates(result),
             _table(result.diagnoses),
-            f"<p class='quiet'>{HOW_TO_READ}</p>",
+            f"<p class='quiet'>{HOW_TO_READ} The model {escape(result.rule)}.</p>",
         ]
     else:
         parts += [

@@ -27,6 +27,7 @@ from skinlesion.evaluation.calibration import (
     make_prediction_sets,
     sum_malignant,
 )
+from skinlesion.evaluation.costs import decide
 from skinlesion.evaluation.gradcam import compute_grad_cam, overlay_heat
 from skinlesion.evaluation.ood import is_in_distribution
 from skinlesion.evaluation.quality import find_problems
@@ -178,7 +179,11 @@ class CalibratedPredictor:
         ]
         diagnoses.sort(key=lambda diagnosis: -diagnosis.probability)
         p_malignant = float(sum_malignant(probabilities[None])[0])
+        decided = DIAGNOSES[decide(probabilities[None], self.calibration.costs)[0]]
         threshold = self.operating_point.threshold
+        is_malignant = None if threshold is None else bool(p_malignant >= threshold)
+        if self.calibration.costs:
+            is_malignant = decided.malignant
         problems = find_problems(image.pixels, self.calibration.quality, original_size=image.size)
         return Result(
             file=image.file,
@@ -187,7 +192,9 @@ class CalibratedPredictor:
             problems=tuple(problems),
             diagnoses=tuple(diagnoses),
             p_malignant=p_malignant,
-            is_malignant=None if threshold is None else bool(p_malignant >= threshold),
+            decision=decided.code,
+            rule=self.calibration.rule,
+            is_malignant=is_malignant,
             prediction_set=tuple(one.code for one in diagnoses if one.in_prediction_set),
             operating_point=self.operating_point,
         )
@@ -252,7 +259,7 @@ def predict(
         write_csv(Path(out), table)
     if model.info.synthetic:
         say(SYNTHETIC_NOTE)
-    say(f"predict: wrote {len(names):,} predictions to {out}")
+    say(f"predict: wrote {len(names):,} predictions to {out}; the model {model.calibration.rule}")
     _say_problems(table, name_all=isic)
     return table
 

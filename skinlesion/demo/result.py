@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from skinlesion.diagnoses import CLASS_CODES
+from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, LABEL_OF
 from skinlesion.evaluation.calibration import FEW_MALIGNANT, Calibration, Count, Share
+from skinlesion.evaluation.costs import BY_COST
 from skinlesion.files import InputError
 from skinlesion.model.bundle import describe
 
@@ -53,11 +54,12 @@ class RankedDiagnosis:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The threshold for malignancy and how well it works.
+    """How malignant is told from benign, and how well this works.
 
     Attributes:
         threshold: images with at least this probability of malignancy are predicted malignant. It
-            was chosen on the validation images; None if none of them is malignant.
+            was chosen on the validation images; None if none of them is malignant, or if costs
+            decide.
         n_malignant: number of malignant validation images that the threshold rests on.
         sensitivity: on the test images, `value` with `low` and `high`, the 95 % interval; None if
             the run was not evaluated.
@@ -84,7 +86,10 @@ class Result:
         problems: quality problems, from `evaluation.quality.find_problems`.
         diagnoses: all diagnoses, the most probable first.
         p_malignant: probability of all malignant diagnoses together, 0 to 1.
-        is_malignant: whether `p_malignant` reaches the threshold; None without a threshold.
+        decision: code of the diagnosis that the model decides on.
+        rule: by which rule it decides, in a few words.
+        is_malignant: whether `p_malignant` reaches the threshold; None without a threshold. If
+            costs decide: whether `decision` is malignant.
         prediction_set: codes of the diagnoses in the prediction set, the most probable first.
         operating_point: the threshold.
     """
@@ -95,6 +100,8 @@ class Result:
     problems: tuple[str, ...]
     diagnoses: tuple[RankedDiagnosis, ...]
     p_malignant: float
+    decision: str
+    rule: str
     is_malignant: bool | None
     prediction_set: tuple[str, ...]
     operating_point: OperatingPoint
@@ -128,8 +135,11 @@ class Result:
             f"The most probable diagnosis is {_lower(first.name)} "
             f"({format_percent(first.probability)})."
         )
-        if point.threshold is None:
+        if self.is_malignant is None:
             return f"{likely} The model has no threshold for malignancy."
+        if point.threshold is None:
+            decided = _lower(CLASS_NAMES[LABEL_OF[self.decision]])
+            return f"{likely} The decision is {decided}: the model {self.rule}. {self._error_rate}"
         side = "at or above" if self.is_malignant else "below"
         parts = [
             likely,
@@ -149,7 +159,7 @@ class Result:
     def _error_rate(self) -> str:
         point = self.operating_point
         if point.sensitivity is None or point.specificity is None:
-            return "The error rates of this threshold were not measured: evaluate the run first."
+            return "The error rates of this rule were not measured: evaluate the run first."
         if self.is_malignant:
             rate = format_percent(1 - point.specificity["value"])
             return f"False-positive rate on the test set: {rate}."
@@ -177,7 +187,7 @@ class Failure:
 def find_operating_point(
     calibration: Calibration, metrics: Mapping[str, Any] | None
 ) -> OperatingPoint:
-    """Return the operating point `TARGET` of a model.
+    """Return the operating point `TARGET` of a model, or that of its decisions by cost.
 
     Args:
         calibration: of the model.
@@ -186,22 +196,15 @@ def find_operating_point(
     Raises:
         InputError: the metrics lack the error rates, or these are no shares.
     """
-    unmeasured = OperatingPoint(calibration.thresholds[TARGET], calibration.n_malignant)
+    threshold = None if calibration.costs else calibration.thresholds[TARGET]
+    unmeasured = OperatingPoint(threshold, calibration.n_malignant)
     if metrics is None:
         return unmeasured
     try:
-        rows = [
-            row
-            for row in metrics["calibration"]["operating_points"]
-            # Another threshold: the run was calibrated again after it was evaluated.
-            if row["target_sensitivity"] == float(TARGET)
-            and row["threshold"] == unmeasured.threshold
-        ]
-        if not rows:
+        row = _find_measured(calibration, metrics)
+        if row is None:
             return unmeasured
-        sensitivity, specificity = (
-            _interval(rows[0][name]) for name in ("sensitivity", "specificity")
-        )
+        sensitivity, specificity = (_interval(row[name]) for name in ("sensitivity", "specificity"))
         n_test = TypeAdapter(Count).validate_python(metrics["n"])
     except (KeyError, TypeError, ValidationError) as error:
         raise InputError(
@@ -211,6 +214,18 @@ def find_operating_point(
     if sensitivity is None or specificity is None:
         return unmeasured
     return replace(unmeasured, sensitivity=sensitivity, specificity=specificity, n_test=n_test)
+
+
+def _find_measured(calibration: Calibration, metrics: Mapping[str, Any]) -> Any:
+    """The figures of the present rule; None: the run was evaluated with another one."""
+    if calibration.costs is not None:
+        measured = metrics.get("cost_decision", {"costs": None})
+        same = measured["costs"] == [list(row) for row in calibration.costs.costs]
+        return measured["rules"][BY_COST] if same else None
+    for row in metrics["calibration"]["operating_points"]:
+        if row["target_sensitivity"] == float(TARGET):
+            return row if row["threshold"] == calibration.thresholds[TARGET] else None
+    return None
 
 
 def make_table(results: Sequence[Result | Failure]) -> pd.DataFrame:
@@ -229,7 +244,7 @@ def _make_row(result: Result) -> dict[str, Any]:
     probabilities = result.probabilities.values()
     return {
         "file": result.file,
-        "prediction": result.diagnoses[0].code,
+        "prediction": result.decision,
         "malignant": result.is_malignant,
         **dict(zip(PROBABILITY_COLUMNS, probabilities, strict=True)),
         "p_malignant": result.p_malignant,

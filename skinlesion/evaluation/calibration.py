@@ -4,7 +4,7 @@ The validation images also chose the best epoch, so everything looks a little be
 is. Only the measurement on the test images counts.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from scipy.special import softmax
 from skinlesion.data.ham10000 import find_dataset
 from skinlesion.data.images import load_images
 from skinlesion.data.split import join_split, take_limited
+from skinlesion.evaluation.costs import BY_CONFIDENCE, BY_COST, CostTable, read_costs
 from skinlesion.evaluation.metrics import MALIGNANT
 from skinlesion.evaluation.ood import OODDetector, fit_ood_detector
 from skinlesion.evaluation.quality import QualityLimits, fit_quality_limits, measure_quality
@@ -66,6 +67,7 @@ class Calibration:
         n_malignant: number of malignant ones among them.
         ood: detects images unlike the training images.
         quality: limits of the quality of images.
+        costs: from which the decision follows; None: the highest confidence decides.
     """
 
     temperature: Annotated[float, Field(gt=0.01, lt=100, strict=True)]
@@ -75,6 +77,7 @@ class Calibration:
     n_malignant: Count
     ood: OODDetector
     quality: QualityLimits
+    costs: CostTable | None = None
 
     @model_validator(mode="after")
     def _require_consistent(self) -> "Calibration":
@@ -92,8 +95,15 @@ class Calibration:
         """Whether the thresholds rest on fewer than `FEW_MALIGNANT` malignant images."""
         return self.n_malignant < FEW_MALIGNANT
 
+    @property
+    def rule(self) -> str:
+        """The rule by which the model decides on a diagnosis, in a few words."""
+        if self.costs is None:
+            return f"decides by the {BY_CONFIDENCE}"
+        return f"decides by the {BY_COST} (table {self.costs.name})"
+
     def describe(self) -> str:
-        """One or two sentences for the terminal."""
+        """A few sentences for the terminal."""
         thresholds = [
             f"{value:.3f} for {float(target):.0%} sensitivity"
             for target, value in self.thresholds.items()
@@ -103,7 +113,7 @@ class Calibration:
         said += f"malignant from {' and '.join(thresholds)}" if thresholds else "no threshold"
         if self.is_uncertain:
             said += f". The thresholds are uncertain: only {self.n_malignant} malignant images"
-        return said
+        return f"{said}. The model {self.rule}"
 
     def summary(self) -> pd.DataFrame:
         """The fitted values as a table for readers."""
@@ -121,25 +131,32 @@ class Calibration:
         return pd.Series(rows, name="fitted on validation").to_frame()
 
 
-def calibrate(run: str | Path | Run, data: str | Path | None = None) -> Calibration:
+def calibrate(
+    run: str | Path | Run, data: str | Path | None = None, *, costs: str | Path | None = None
+) -> Calibration:
     """Fit a trained run's calibration on its validation images, and save it with the model.
 
     The validation images are predicted once; `predictions_validation.csv` keeps the uncalibrated
-    probabilities. A run that is calibrated already is left as it is.
+    probabilities. Of a run that is calibrated already, only the costs change, if they are given.
 
     Args:
-        run: a trained run.
+        run: a trained run. For the costs of a calibrated one, also a saved model by itself.
         data: the dataset; None: the run's own, else as `find_dataset`.
+        costs: a table of costs, see `read_costs`; "none": the highest confidence decides again.
 
     Raises:
-        InputError: the run is not trained, or it was trained on another dataset.
+        InputError: the run is not trained, it was trained on another dataset, or as `read_costs`.
     """
     from skinlesion.model.predictor import Predictor
 
     run = Run.find(run)
-    if run.info.calibration is not None:
+    table = None if costs in (None, "none") else read_costs(Path(costs))
+    if run.info.calibration is not None and costs is None:
         say(f"calibrate: {run} is calibrated already")
         return load_calibration(run)
+    if run.info.calibration is not None:
+        say(f"calibrate: figures of an earlier rule no longer hold: evaluate {run} again")
+        return _save(run, replace(load_calibration(run), costs=table))
     split = run.split
     rows = join_split(run.load_dataset(find_dataset(data or run.dataset)), split)
     train, validation = (rows[rows["split"] == part] for part in ("train", "validation"))
@@ -157,6 +174,10 @@ def calibrate(run: str | Path | Run, data: str | Path | None = None) -> Calibrat
         ood=fit_ood_detector(features, outputs.features),
         quality=fit_quality_limits([measure_quality(image) for image in images]),
     )
+    return _save(run, replace(calibration, costs=table))
+
+
+def _save(run: Run, calibration: Calibration) -> Calibration:
     values = asdict(calibration)
     arrays = {name: values["ood"].pop(name) for name in ("mean", "precision")}
     run.save_calibration(values, arrays)

@@ -18,6 +18,7 @@ from skinlesion.data.split import join_split
 from skinlesion.diagnoses import CLASS_CODES
 from skinlesion.evaluation.bootstrap import compute_share, draw_weights
 from skinlesion.evaluation.calibration import Calibration, apply_temperature, load_calibration
+from skinlesion.evaluation.checklist import make_checklist
 from skinlesion.evaluation.gradcam import compute_grad_cam, draw_explanations, measure_heat
 from skinlesion.evaluation.model_card import make_model_card
 from skinlesion.evaluation.ood import is_in_distribution
@@ -38,7 +39,7 @@ def evaluate(
     tta: bool = False,
     shifts: bool = False,
 ) -> dict[str, Any]:
-    """Predict the test images of a calibrated run and write `evaluation/` with a model card.
+    """Predict the test images of a calibrated run and write `evaluation/`, with a model card.
 
     Test predictions that exist are used again.
 
@@ -76,7 +77,7 @@ def evaluate(
         | _measure_grad_cam(predictor, outputs, rows, source / MASKS_NAME)
         | _measure_shifts(run, source, wanted=shifts),
         figures=_draw_figures(predictor, run, rows, y_prob),
-        make_card=lambda measured: make_model_card(run, measured),
+        make_pages=lambda measured: _make_pages(run, measured),
     )
     say(f"evaluate: figures and tables in {run.evaluation_dir}")
     return metrics
@@ -97,7 +98,7 @@ def evaluate_external(
         runs: runs or saved models; several are averaged after calibration.
         images: folder with the images somewhere below it.
         truth: CSV file in ISIC form; its images are evaluated.
-        out: folder to fill.
+        out: folder to fill. The checklist of a run names such folders in the run's own folder.
         metadata: CSV file with HAM10000's columns for these images, for lesions and subgroups.
         tta: predict with test-time augmentation.
 
@@ -126,6 +127,7 @@ def evaluate_external(
     if len(found) > 1:
         y_prob = np.mean(calibrated, axis=0)
         options = {"variants": members | {"ensemble": y_prob}}
+    options["extra"] = {"external": {"truth": truth.name}}
     write_isic(out / "predictions.csv", list(rows["image_id"]), y_prob)
     synthetic = any(run.synthetic for run in found)
     metrics = write_report(out, rows, y_prob, synthetic=synthetic, **options)
@@ -198,6 +200,13 @@ def _have_same_test_images(runs: Sequence[Run]) -> bool:
             "one (split --fold K/N)"
         )
     return False
+
+
+def _make_pages(run: Run, metrics: dict[str, Any]) -> dict[str, str]:
+    return {
+        "model_card.md": make_model_card(run, metrics),
+        "checklist.md": make_checklist(run, metrics),
+    }
 
 
 def _keep_predictions(run: Run, rows: pd.DataFrame, y_prob: np.ndarray) -> np.ndarray:

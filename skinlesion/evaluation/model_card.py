@@ -3,7 +3,7 @@
 The text is in the Jinja template `model_card.md`; this file computes what goes into it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,10 @@ from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import SPLITS
 from skinlesion.diagnoses import DIAGNOSES, DISCLAIMER, LABEL_OF, SYNTHETIC_NOTE
 from skinlesion.evaluation.calibration import FEW_MALIGNANT
-from skinlesion.evaluation.metrics import MALIGNANT, format_figure
+from skinlesion.evaluation.costs import describe_cost_decision
+from skinlesion.evaluation.decision_curve import describe_decisions
+from skinlesion.evaluation.markdown import format_cell, make_markdown_table
+from skinlesion.evaluation.metrics import MALIGNANT
 from skinlesion.evaluation.report import ATTRIBUTES, SHOWN_FROM
 from skinlesion.files import InputError, name_some
 from skinlesion.model.run import Run
@@ -80,7 +83,7 @@ def make_model_card(run: Run, metrics: dict[str, Any] | None = None) -> str:
         training=_describe_training(run),
         evaluation=_describe_evaluation(metrics, run.evaluation_dir / "subgroups.csv"),
         shifts=(metrics or {}).get("shifts"),
-        format=_format,
+        format=format_cell,
         ood=_describe_ood(metrics),
     )
     return str(card)
@@ -119,7 +122,7 @@ def _make_header(recipe: str, metrics: dict[str, Any] | None, *, synthetic: bool
 def _describe_headline(metrics: dict[str, Any] | None) -> str:
     if metrics is None:
         return "Its performance was not measured yet."
-    figure = _format(metrics["overall"]["balanced_accuracy"])
+    figure = format_cell(metrics["overall"]["balanced_accuracy"])
     matrix = np.asarray(metrics["confusion_matrix"])
     missed, cases = matrix[:, ~MALIGNANT].sum(axis=1), matrix.sum(axis=1)
     mel = LABEL_OF["mel"]
@@ -135,7 +138,7 @@ def _describe_ood(metrics: dict[str, Any] | None) -> str:
     found = (metrics or {}).get("ood")
     if not found:
         return f"{OOD}."
-    return f"{OOD}; {_format(found['in_distribution'])} of the test images are not flagged."
+    return f"{OOD}; {format_cell(found['in_distribution'])} of the test images are not flagged."
 
 
 def _count_classes(split: pd.DataFrame) -> str:
@@ -148,7 +151,7 @@ def _count_classes(split: pd.DataFrame) -> str:
         for code, name, malignant in DIAGNOSES
     ]
     head = ("class", "name", "counted as", *SPLITS)
-    return _make_table(head, [*rows, ("all", "", "", *count(split))])
+    return make_markdown_table(head, [*rows, ("all", "", "", *count(split))])
 
 
 def _describe_audit(split: pd.DataFrame) -> str:
@@ -193,9 +196,9 @@ def _describe_training(run: Run) -> str:
     }
     settings = config.model_dump() | {"weights": Path(config.weights).name}
     parts = [
-        _make_table(("", ""), rows.items()),
+        make_markdown_table(("", ""), rows.items()),
         f"<details><summary>All {len(settings)} settings</summary>",
-        _make_table(("setting", "value"), ((name, str(x)) for name, x in settings.items())),
+        make_markdown_table(("setting", "value"), ((name, str(x)) for name, x in settings.items())),
         "</details>",
     ]
     return "\n\n".join(parts)
@@ -222,18 +225,20 @@ def _describe_evaluation(metrics: dict[str, Any] | None, subgroups: Path) -> str
         f"intervals: percentiles of {metrics['n_bootstrap']:,} resamples of lesions (not images: "
         "images of one lesion resemble each other). An interval without width does not mean "
         "certainty: if all of n lesions are right, the true share may still be 1 - 3 / n.",
-        _make_table(
+        make_markdown_table(
             ("figure", *columns),
             [(label, *(x[name] for x in columns.values())) for name, label in OVERALL.items()],
         ),
         "### Each class",
-        _make_table(
+        make_markdown_table(
             ("class", "images", "sensitivity", "specificity", "PPV", "AUC", "average precision"),
             [(code, *(x[name] for name in PER_CLASS)) for code, x in metrics["per_class"].items()],
         ),
         "Images of each true class (row) and predicted class (column):",
-        _make_table(("", *LABEL_OF), [(code, *counts) for code, counts in matrix]),
+        make_markdown_table(("", *LABEL_OF), [(code, *counts) for code, counts in matrix]),
         *_describe_calibration(metrics.get("calibration")),
+        *describe_decisions(metrics.get("decisions")),
+        *describe_cost_decision(metrics.get("cost_decision")),
         "### Subgroups",
         _describe_subgroups(subgroups, metrics["n_bootstrap"]),
     ]
@@ -252,7 +257,7 @@ def _describe_calibration(found: Mapping[str, Any] | None) -> list[str]:
         "By the sum of the calibrated probabilities of the malignant classes, at thresholds chosen "
         f"on {found['validation_images']:,} validation images, "
         f"{malignant:,} of them malignant{uncertain}:",
-        _make_table(
+        make_markdown_table(
             ("chosen for", "threshold", *names),
             [
                 (
@@ -266,7 +271,7 @@ def _describe_calibration(found: Mapping[str, Any] | None) -> list[str]:
         "### Calibration",
         f"One temperature, {found['temperature']:.3f}, fitted on the validation images. The "
         "bootstrap overstates the calibration error: its intervals are a little too high.",
-        _make_table(
+        make_markdown_table(
             ("figure", "before", "after"),
             [
                 (OVERALL[name], found["before"][name], found["after"][name])
@@ -274,9 +279,9 @@ def _describe_calibration(found: Mapping[str, Any] | None) -> list[str]:
             ],
         ),
         f"**Prediction sets** should hold the true class of {sets['target_coverage']:.2f} of the "
-        f"images. They hold that of {_format(sets['coverage'])}, with "
-        f"{_format(sets['mean_size'])} classes on average; `metrics.json` has the share of each "
-        "class.",
+        f"images. They hold that of {format_cell(sets['coverage'])}, with "
+        f"{format_cell(sets['mean_size'])} classes on average; `metrics.json` has the share of "
+        "each class.",
     ]
 
 
@@ -312,20 +317,5 @@ def _describe_subgroups(csv: Path, n_bootstrap: int) -> str:
         f"Subgroups of at least {SHOWN_FROM} test images. Balanced accuracy is the mean over the "
         "classes that a subgroup has: subgroups with different classes cannot be compared exactly. "
         f'"Too few": fewer than {LEAST_CASES} images of a kind, or more than half of the resamples '
-        "lack one of the classes.\n\n" + _make_table(head, rows)
+        "lack one of the classes.\n\n" + make_markdown_table(head, rows)
     )
-
-
-def _make_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [[_format(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]
-    lines.insert(1, ["---"] * len(head))
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _format(cell: Any) -> str:
-    """Text unchanged; figures and counts by `format_figure`; undefined figures as a dash."""
-    if isinstance(cell, str):
-        return cell
-    if not isinstance(cell, Mapping) or not pd.isna(cell.get("low")):
-        return format_figure(cell)
-    return "-" if pd.isna(cell["value"]) else f"{cell['value']:.3f}"

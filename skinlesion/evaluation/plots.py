@@ -224,11 +224,7 @@ def plot_risk_coverage(rows: Sequence[Mapping[str, Any]], ax: Axes | None = None
     coverage = [row["coverage"] for row in rows]
     names = {"error": "wrong predictions", "missed": "malignant images predicted as benign"}
     for name, label in names.items():
-        low, value, high = (
-            np.array([r[name][end] for r in rows], float) for end in ("low", "value", "high")
-        )
-        ax.plot(coverage, value, marker="o", markersize=3, label=label)
-        ax.fill_between(coverage, low, high, alpha=0.15)
+        _plot_with_band(ax, coverage, [row[name] for row in rows], label)
     ax.set(
         xlabel="images predicted; the rest is left to a doctor",
         ylabel="share",
@@ -238,6 +234,25 @@ def plot_risk_coverage(rows: Sequence[Mapping[str, Any]], ax: Axes | None = None
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.set_title("Selective prediction")
+    ax.legend()
+    return ax
+
+
+def plot_decision_curve(rows: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
+    """Plot the net benefit of the model, and of calling all or no images malignant.
+
+    Args:
+        rows: from `decision_curve.compute_decision_curve`.
+        ax: where to draw.
+    """
+    ax = ax or _new_axes(6, 4)
+    thresholds = [row["threshold"] for row in rows]
+    for name, label in {"model": "the model", "all": "all images called malignant"}.items():
+        _plot_with_band(ax, thresholds, [row[name] for row in rows], label)
+    ax.axhline(0, color="gray", linestyle="--", label="no image called malignant")
+    ax.set(xlabel="threshold: malignant from this probability on", ylabel="net benefit")
+    ax.set_ylim(bottom=-0.05)  # calling all images malignant falls far below
+    ax.set_title("Decision curve, malignant against benign")
     ax.legend()
     return ax
 
@@ -293,6 +308,17 @@ def save_figure(figure: Figure | SubFigure, path: Path) -> Path:
 
 def _new_axes(width: float, height: float) -> Axes:
     return plt.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def _plot_with_band(
+    ax: Axes, x: Sequence[float], figures: Sequence[Mapping[str, Any]], label: str
+) -> None:
+    """Plot figures as a line, and their intervals as a band."""
+    low, value, high = (
+        np.array([figure[end] for figure in figures], float) for end in ("low", "value", "high")
+    )
+    ax.plot(x, value, marker="o", markersize=3, label=label)
+    ax.fill_between(x, low, high, alpha=0.15)
 
 
 def _against_the_rest(

@@ -12,6 +12,8 @@ from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
 from skinlesion.evaluation import plots
 from skinlesion.evaluation.bootstrap import draw_weights
 from skinlesion.evaluation.calibration import FEW_MALIGNANT, Calibration, apply_temperature
+from skinlesion.evaluation.costs import BY_CONFIDENCE, BY_COST, compute_cost_decision
+from skinlesion.evaluation.decision_curve import compute_decisions
 from skinlesion.evaluation.decision_metrics import (
     compute_calibration,
     tabulate_operating_points,
@@ -54,12 +56,11 @@ def write_report(
     seed: int = 42,
     extra: Mapping[str, Any] | None = None,
     figures: Mapping[str, Figure | SubFigure] | None = None,
-    make_card: Callable[[dict[str, Any]], str] | None = None,
+    make_pages: Callable[[dict[str, Any]], Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
     """Compute all figures of predictions, and write them to a folder.
 
-    They are those of the uncalibrated probabilities, which the prediction files hold, so that
-    `score` gives the same. `calibration` has log loss, Brier score and ECE before and after.
+    Except for calibration and decisions, they are of the uncalibrated probabilities, as in `score`.
 
     Args:
         out: folder to fill.
@@ -71,25 +72,26 @@ def write_report(
         seed: of the choice of sample predictions.
         extra: more entries for `metrics.json`.
         figures: more plots to save, by name.
-        make_card: from what `metrics.json` will hold to the text of `model_card.md`.
+        make_pages: from what `metrics.json` will hold to pages in Markdown, by the file's name.
 
     Returns:
-        What `metrics.json` holds: see `compute_metrics` and `compute_calibration`; `variants`,
-        name to overall figures; `synthetic`; and `extra`.
+        What `metrics.json` holds: see `compute_metrics`, `compute_calibration`, `compute_decisions`
+        and `compute_cost_decision`; `variants`, name to overall figures; `synthetic`; and `extra`.
     """
     (out / "metrics.json").unlink(missing_ok=True)  # of an earlier call, with other files
     y_true, groups = rows["label"].to_numpy(), rows.get("lesion_id", rows.index).to_numpy()
     metrics = compute_metrics(y_true, y_prob, groups=groups) | {"synthetic": synthetic}
     drawn = _draw_curves(y_true, y_prob, metrics) | dict(figures or {})
     drawn |= _report_calibration(out, y_true, y_prob, calibration, groups, metrics)
+    drawn |= _report_decisions(out, y_true, y_prob, calibration, groups, metrics)
     _report_variants(out, y_true, variants or {}, groups, metrics)
     drawn |= _report_subgroups(out, y_true, y_prob, rows, metrics)
     drawn |= _draw_examples(rows, y_prob, calibration, seed)
     _write_tables(out, y_true, y_prob, metrics)
     _save_figures(out, drawn, synthetic)
     metrics |= extra or {}
-    if make_card:
-        write_text(out / "model_card.md", make_card(without_nan(metrics)))
+    for name, text in (make_pages(without_nan(metrics)) if make_pages else {}).items():
+        write_text(out / name, text)
     # Written last: where metrics.json is, everything else is.
     write_json(out / "metrics.json", metrics)
     return metrics
@@ -151,6 +153,12 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
             "these thresholds are uncertain: they rest on "
             f"{calibration['validation_malignant']} malignant validation images"
         )
+    if "cost_decision" in metrics:
+        rules = metrics["cost_decision"]["rules"]
+        lines.append(
+            f"mean cost by the {BY_COST} {format_figure(rules[BY_COST]['mean_cost'])}, by the "
+            f"{BY_CONFIDENCE} {format_figure(rules[BY_CONFIDENCE]['mean_cost'])}"
+        )
     if "gradcam" in metrics:
         heat = metrics["gradcam"]
         lines.append(
@@ -196,6 +204,34 @@ def _report_calibration(
         "reliability": plots.plot_reliability(y_true, stages).figure,
         "risk_coverage": plots.plot_risk_coverage(selective).figure,
     }
+
+
+def _report_decisions(
+    out: Path,
+    y_true: np.ndarray,
+    y_prob: np.ndarray,
+    calibration: Calibration | None,
+    groups: np.ndarray,
+    metrics: dict[str, Any],
+) -> Drawn:
+    weights, _ = draw_weights(len(y_true), groups)
+    if calibration:
+        y_prob = apply_temperature(y_prob, calibration.temperature)
+    found = metrics["decisions"] = compute_decisions(y_true, y_prob, weights)
+    write_csv(out / "decision_curve.csv", pd.json_normalize(found["curve"], sep="_"))
+    write_csv(out / "fixed_points.csv", pd.DataFrame(found["fixed_points"]))
+    (out / "cost_decision.csv").unlink(missing_ok=True)  # of an earlier rule
+    if calibration and calibration.costs:
+        table = calibration.costs
+        paid = compute_cost_decision(y_true, y_prob, table, groups=groups, weights=weights)
+        metrics["cost_decision"] = paid
+        rows = [
+            {"rule": rule, "figure": name} | figure
+            for rule, figures in paid["rules"].items()
+            for name, figure in figures.items()
+        ]
+        write_csv(out / "cost_decision.csv", pd.DataFrame(rows))
+    return {"decision_curve": plots.plot_decision_curve(found["curve"]).figure}
 
 
 def _report_variants(

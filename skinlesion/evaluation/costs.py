@@ -1,0 +1,193 @@
+"""Decisions by the lowest expected cost, from a table of what each mistake costs.
+
+The decision is taken after training, on the calibrated probabilities (Elkan, "The Foundations of
+Cost-Sensitive Learning", IJCAI 2001). Barata et al., Nature Medicine 29:1941 (2023),
+doi:10.1038/s41591-023-02475-5, use tables of experts in the same place, and for training.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from skinlesion.diagnoses import CLASS_CODES, NUM_CLASSES
+from skinlesion.evaluation.bootstrap import compute_share
+from skinlesion.evaluation.markdown import format_cell, make_markdown_table
+from skinlesion.evaluation.metrics import MALIGNANT, compute_metrics
+from skinlesion.files import InputError, name_some, read_csv
+
+KINDS = ("benign", "malignant")
+"""Rows and columns of the small form of a table."""
+BY_CONFIDENCE, BY_COST = "highest confidence", "lowest expected cost"
+"""The two rules of decision."""
+FIGURES = {
+    "mean_cost": "mean cost of an image",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "sensitivity_mel": "sensitivity to melanoma",
+    "sensitivity": "sensitivity, malignant against benign",
+    "specificity": "specificity, malignant against benign",
+}
+"""What is measured of both rules, and what readers see."""
+
+Cost = Annotated[float, Field(ge=0, le=1e6, strict=True)]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class CostTable:
+    """What each decision costs, as a saved model holds it.
+
+    Attributes:
+        name: of the file that it was read from.
+        costs: (7, 7), in any unit, 0 or more: rows are the true class, columns the decided class,
+            in the order of `CLASS_CODES`. The diagonal is 0.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[\w .-]{1,60}$")]
+    costs: tuple[tuple[Cost, ...], ...]
+
+    @model_validator(mode="after")
+    def _require_table(self) -> "CostTable":
+        if [len(row) for row in self.costs] != [NUM_CLASSES] * NUM_CLASSES:
+            raise ValueError(f"costs: must have {NUM_CLASSES} rows and {NUM_CLASSES} columns")
+        if np.diagonal(self.costs).any():
+            raise ValueError("costs: the diagonal must be 0")
+        return self
+
+
+def read_costs(path: Path) -> CostTable:
+    """Read a table of costs.
+
+    Args:
+        path: CSV file. The first column names the true class of each row, the header the decided
+            classes: either the seven codes of `CLASS_CODES`, or `benign` and `malignant`, in any
+            order. In the small form, mistakes between two classes of one kind cost nothing.
+
+    Raises:
+        InputError: the file cannot be read; a class is unknown, missing or repeated; a cost is not
+            a number from 0 to 1,000,000; or a right decision has a cost.
+    """
+    table = read_csv(path, "a table of costs")
+    rows = table.iloc[:, 0].astype(str).str.strip().str.lower()
+    columns = table.columns[1:].str.strip().str.lower()
+    names = KINDS if {*rows, *columns} <= {*KINDS} else CLASS_CODES
+    for place, given in (("rows", rows), ("columns", columns)):
+        if sorted(given) != sorted(names):
+            raise InputError(
+                f"{path}: its {place} are {name_some(list(given), shown=9) or 'missing'}; they "
+                f"must be {', '.join(CLASS_CODES)}, or {' and '.join(KINDS)}, each of them once"
+            )
+    values = table.iloc[:, 1:].apply(pd.to_numeric, errors="coerce")
+    costs = values.set_axis(rows).set_axis(columns, axis=1).loc[[*names], [*names]].to_numpy(float)
+    _require_cells(path, names, ~((costs >= 0) & (costs <= 1e6)), "must be from 0 to 1,000,000")
+    right = np.eye(len(names), dtype=bool)
+    _require_cells(path, names, right & (costs > 0), "must be 0: this decision is right")
+    if names == KINDS:
+        costs = costs[np.ix_(MALIGNANT.astype(int), MALIGNANT.astype(int))]
+    name = re.sub(r"[^\w .-]", "_", path.name)[-60:]
+    return CostTable(name, tuple(tuple(row) for row in costs.tolist()))
+
+
+def _require_cells(path: Path, names: tuple[str, ...], wrong: np.ndarray, rule: str) -> None:
+    cells = [f"true {names[true]} decided {names[decided]}" for true, decided in np.argwhere(wrong)]
+    if cells:
+        raise InputError(f"{path}: the cost of {name_some(cells)} {rule}")
+
+
+def decide(calibrated: np.ndarray, table: CostTable | None) -> np.ndarray:
+    """Decide on a class for each image.
+
+    Args:
+        calibrated: float (n, 7), calibrated probabilities.
+        table: costs; None: the highest confidence decides.
+
+    Returns:
+        int (n,), labels: those with the lowest expected cost, of equals the most probable one.
+    """
+    if table is None:
+        return calibrated.argmax(axis=1)
+    expected = calibrated @ np.array(table.costs)
+    # Equal costs may differ by rounding, such as those of two malignant classes in the small form.
+    slack = 1e-9 * np.max(table.costs)
+    lowest = expected <= expected.min(axis=1, keepdims=True) + slack
+    return np.where(lowest, calibrated, -1).argmax(axis=1)
+
+
+def compute_cost_decision(
+    y_true: np.ndarray,
+    calibrated: np.ndarray,
+    table: CostTable,
+    *,
+    groups: np.ndarray,
+    weights: np.ndarray,
+) -> dict[str, Any]:
+    """Measure decisions by cost beside decisions by confidence.
+
+    Args:
+        y_true: int (n,).
+        calibrated: float (n, 7), calibrated probabilities.
+        table: the costs.
+        groups: (n,), the lesion of each image.
+        weights: resamples of the same images, from `draw_weights`.
+
+    Returns:
+        `name` and `costs` of the table; `rules`: for both rules the `FIGURES`; `saved`: the mean
+        cost by confidence minus that by cost, paired.
+    """
+    costs, everything = np.array(table.costs), np.ones(len(y_true))
+    decided = {BY_CONFIDENCE: decide(calibrated, None), BY_COST: decide(calibrated, table)}
+    paid = {rule: costs[y_true, labels] for rule, labels in decided.items()}
+    return {
+        "name": table.name,
+        "costs": costs.tolist(),
+        "rules": {
+            rule: {"mean_cost": compute_share(paid[rule], everything, weights)}
+            | _measure_decisions(y_true, labels, groups, weights)
+            for rule, labels in decided.items()
+        },
+        "saved": compute_share(paid[BY_CONFIDENCE] - paid[BY_COST], everything, weights),
+    }
+
+
+def _measure_decisions(
+    y_true: np.ndarray, decided: np.ndarray, groups: np.ndarray, weights: np.ndarray
+) -> dict[str, Any]:
+    certain = np.eye(NUM_CLASSES)[decided]
+    found = compute_metrics(y_true, certain, groups=groups, n_bootstrap=len(weights) - 1)
+    malignant, called = MALIGNANT[y_true], MALIGNANT[decided]
+    names = ("accuracy", "balanced_accuracy", "macro_f1")
+    return {name: found["overall"][name] for name in names} | {
+        "sensitivity_mel": found["per_class"]["mel"]["sensitivity"],
+        "sensitivity": compute_share(called, malignant, weights),
+        "specificity": compute_share(~called, ~malignant, weights),
+    }
+
+
+def describe_cost_decision(found: Mapping[str, Any] | None) -> list[str]:
+    """Paragraphs of the model card, Markdown; arguments: `metrics["cost_decision"]`."""
+    if found is None:
+        return []
+    costs = zip(CLASS_CODES, found["costs"], strict=True)
+    return [
+        "### Decisions by cost",
+        f"`predict` and the demo decide by the {BY_COST}, from the table {found['name']} and the "
+        "calibrated probabilities. Costs of each true class (row) and decided class (column):",
+        make_markdown_table(
+            ("", *CLASS_CODES), [(code, *(f"{cost:g}" for cost in row)) for code, row in costs]
+        ),
+        "The figures of all other sections are of the most probable class.",
+        make_markdown_table(
+            ("figure", *found["rules"]),
+            [
+                (label, *(row[name] for row in found["rules"].values()))
+                for name, label in FIGURES.items()
+            ],
+        ),
+        f"The decisions by cost save {format_cell(found['saved'])} an image.",
+    ]
