@@ -72,14 +72,27 @@ class TestTable:
             ("", "is empty; expected a table of costs"),
             ("true,benign,malignant\n", "has a header but no row"),
             ("true,benign,malignant\nbenign,0\nmalignant,1,0\n", "too few values in line 2"),
-            ("true,benign,malignant\nbenign,0,1\n", "its rows are benign; they must be akiec"),
-            ("true,benign\nbenign,0\nmalignant,1\n", "its columns are benign; they must be"),
-            (TEN_TO_ONE + "malignant,10,0\n", "its rows are benign, malignant, malignant;"),
-            (TEN_TO_ONE.replace("true,benign", "true,good"), "its rows are benign, malignant;"),
+            (
+                "true,benign,malignant\nbenign,0,1\n",
+                "has the rows benign and the columns benign, malignant; both",
+            ),
+            (
+                "true,benign\nbenign,0\nmalignant,1\n",
+                "and the columns benign; both must be akiec, bcc, bkl, df,",
+            ),
+            (TEN_TO_ONE + "malignant,10,0\n", "has the rows benign, malignant, malignant and"),
+            (
+                TEN_TO_ONE.replace("true,benign", "true,good"),
+                "and the columns good, malignant; both must be",
+            ),
             (
                 "true,mel,nv\nmel,0,1\nnv,1,0\n",
-                "its rows are mel, nv; they must be akiec, bcc, bkl",
+                "has the rows mel, nv and the columns mel, nv; both",
             ),
+            (TEN_TO_ONE.replace("true,benign,m", "true,benign,benign,m"), "too few values"),
+            ("true,benign,benign\nbenign,0,1\nmalignant,1,0\n", "the columns benign, benign.1;"),
+            ("true\nbenign\n", "and the columns none; both must be"),
+            ("true;benign;malignant\nbenign;0;1\n", "has the rows benign;0;1 and the columns none"),
             (TEN_TO_ONE.replace("10", "-1"), "true malignant decided benign must be from 0"),
             (TEN_TO_ONE.replace("10", ""), "true malignant decided benign must be from 0"),
             (TEN_TO_ONE.replace("10", "high"), "true malignant decided benign must be from 0"),
@@ -226,7 +239,7 @@ class TestModel:
 
     def test_a_mistake_in_the_table_changes_nothing(self, run_copy, tmp_path):
         before = (run_copy / "model" / "bundle.json").read_bytes()
-        with pytest.raises(InputError, match="its rows are"):
+        with pytest.raises(InputError, match="has the rows mel and"):
             calibrate(run_copy, costs=write(tmp_path, "true,mel\nmel,0\n"))
         assert (run_copy / "model" / "bundle.json").read_bytes() == before
 

@@ -19,6 +19,7 @@ This model has not been evaluated, so its accuracy is unknown. Run
 FIGURES = {
     "confusion_matrix_normalized": "Confusion matrix: each row is a true class",
     "reliability": "Reliability: do probabilities match frequencies?",
+    "decision_curve": "Decision curve: is it worth acting on the probability of malignancy?",
     "roc_curves": "ROC curves, each class against the rest",
     "subgroups": "Subgroups",
     "risk_coverage": "Selective prediction: error when uncertain images are left out",

@@ -77,12 +77,12 @@ def read_costs(path: Path) -> CostTable:
     rows = table.iloc[:, 0].astype(str).str.strip().str.lower()
     columns = table.columns[1:].str.strip().str.lower()
     names = KINDS if {*rows, *columns} <= {*KINDS} else CLASS_CODES
-    for place, given in (("rows", rows), ("columns", columns)):
-        if sorted(given) != sorted(names):
-            raise InputError(
-                f"{path}: its {place} are {name_some(list(given), shown=9) or 'missing'}; they "
-                f"must be {', '.join(CLASS_CODES)}, or {' and '.join(KINDS)}, each of them once"
-            )
+    if not (sorted(rows) == sorted(columns) == sorted(names)):
+        raise InputError(
+            f"{path}: has the rows {name_some(list(rows), shown=9)} and the columns "
+            f"{name_some(list(columns), shown=9) or 'none'}; both must be "
+            f"{', '.join(CLASS_CODES)}, or {' and '.join(KINDS)}, each of them once"
+        )
     values = table.iloc[:, 1:].apply(pd.to_numeric, errors="coerce")
     costs = values.set_axis(rows).set_axis(columns, axis=1).loc[[*names], [*names]].to_numpy(float)
     _require_cells(path, names, ~((costs >= 0) & (costs <= 1e6)), "must be from 0 to 1,000,000")
@@ -176,7 +176,7 @@ def describe_cost_decision(found: Mapping[str, Any] | None) -> list[str]:
     costs = zip(CLASS_CODES, found["costs"], strict=True)
     return [
         "### Decisions by cost",
-        f"`predict` and the demo decide by the {BY_COST}, from the table {found['name']} and the "
+        f"`predict` and the demo decide by the {BY_COST}, from the table `{found['name']}` and the "
         "calibrated probabilities. Costs of each true class (row) and decided class (column):",
         make_markdown_table(
             ("", *CLASS_CODES), [(code, *(f"{cost:g}" for cost in row)) for code, row in costs]
@@ -189,5 +189,5 @@ def describe_cost_decision(found: Mapping[str, Any] | None) -> list[str]:
                 for name, label in FIGURES.items()
             ],
         ),
-        f"The decisions by cost save {format_cell(found['saved'])} an image.",
+        f"Decisions by cost save {format_cell(found['saved'])} an image; below 0, they cost more.",
     ]
