@@ -11,9 +11,9 @@ head, calibration and Gaussian. Each score is compared on two parts without a co
 
 Scores: the distance of features that the package uses, of `conv3`; that of `conv4`; doubt, which is
 1 minus the largest calibrated probability; and combinations, fitted on validation: the sum of
-standard scores, and the mean of ranks. The threshold of each is
-its 95th percentile on validation. Prints the shares of the diagnosis and of the known classes that
-are flagged, and the area under the ROC curve, with 95 % intervals from a bootstrap over lesions.
+standard scores, and the mean of ranks. The threshold of each is its 95th percentile on validation.
+Prints the shares of the diagnosis and of the known classes that are flagged, and the area under the
+ROC curve, with 95 % intervals from a bootstrap over lesions.
 """
 
 import argparse
