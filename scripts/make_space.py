@@ -28,7 +28,9 @@ from skinlesion.model.run import Run
 
 NOT_NEEDED = ("jupyter", "kagglehub", "pooch", "tensorboard", "gradio")
 """Requirements of notebooks and training only. The version of Gradio is in the header."""
-APP = '''\
+PROXIES = "127.0.0.1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,::1,fc00::/7"
+"""Addresses of private networks (RFC 1918, RFC 4193)."""
+APP = Template('''\
 """The page of this Space."""
 
 import os
@@ -36,14 +38,15 @@ from pathlib import Path
 
 from skinlesion.demo.app import serve
 
-# The proxy of Spaces names the visitor, whose requests are counted.
-os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")
+# The proxies of Spaces, which name the visitor, have private addresses. With "*" instead, visitors
+# could invent the address under which their requests are counted.
+os.environ.setdefault("FORWARDED_ALLOW_IPS", "$proxies")
 serve(
     Path(__file__).parent / "run",
     host=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"),
     port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
 )
-'''
+''')
 README = Template("""\
 ---
 $header
@@ -89,7 +92,7 @@ def make_space(run: Run, out: Path) -> Path:
     unwanted = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "skinlesion", out / "skinlesion", ignore=unwanted)
     shutil.copy2(ROOT / "LICENSE", out)
-    (out / "app.py").write_text(APP)
+    (out / "app.py").write_text(APP.substitute(proxies=PROXIES))
     (out / "requirements.txt").write_text(list_requirements())
     (out / "README.md").write_text(write_readme(run))
     (out / ".gitattributes").write_text(LARGE_FILES)

@@ -90,7 +90,7 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> Pa
         part.mkdir(parents=True)
         write(part)
         for path in filter(Path.is_file, part.rglob("*")):
-            with path.open("rb") as file:
+            with path.open("rb+") as file:  # Windows flushes writable files only
                 os.fsync(file.fileno())
         if folder.exists():
             folder.replace(old)
@@ -191,7 +191,8 @@ def read_csv(path: Path, kind: str, **options: Any) -> "pd.DataFrame":
         table = pd.read_csv(path, **options)
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file)  # pandas fills short lines up
-            short = [str(lines.line_num) for row in lines if 0 < len(row) < table.shape[1]]
+            filled = (row for row in lines if [cell.strip() for cell in row] not in ([], [""]))
+            short = [str(lines.line_num) for row in filled if len(row) < table.shape[1]]
     except pd.errors.EmptyDataError as error:
         raise InputError(f"{path}: is empty; expected {kind}") from error
     except (OSError, ValueError, csv.Error) as error:

@@ -24,6 +24,7 @@ from skinlesion.data.synthetic import make_sample
 from skinlesion.diagnoses import CLASS_CODES
 from skinlesion.evaluation.calibration import calibrate
 from skinlesion.evaluation.evaluate import evaluate
+from skinlesion.machine import warn
 from skinlesion.model.predictor import Predictor
 from skinlesion.model.resnet50 import build_backbone
 from skinlesion.model.run import Run
@@ -48,6 +49,12 @@ def only_named_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test takes its dataset or weights from the environment unless it says so."""
     monkeypatch.delenv("HAM10000_DIR", raising=False)
     monkeypatch.delenv("SKINLESION_WEIGHTS", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def every_warning() -> None:
+    """What an earlier test was warned of is said again."""
+    warn.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.utime")
 PIPE = 2**20
-WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+WRITING = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
 
 class Outcome(NamedTuple):

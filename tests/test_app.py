@@ -22,9 +22,11 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from nbclient import NotebookClient
 from PIL import Image
+from starlette.applications import Starlette
+from starlette.routing import Route
 
 from skinlesion.demo import app
-from skinlesion.demo.gate import ENDPOINTS, LIMITS, Gate
+from skinlesion.demo.gate import ENDPOINTS, LIMITS, Gate, guard
 from skinlesion.demo.predict import SHOWN_SIZE, predict, predict_image
 from skinlesion.demo.uploads import require_few
 from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, DISCLAIMER, SYNTHETIC_NOTE
@@ -35,9 +37,19 @@ CLIENTS = Path(__file__).parent.parent / "docs" / "clients.md"
 DOCS = CLIENTS.with_name("demo.md")
 
 
+def stop_clock(running):
+    """Let no minute end while a test counts requests, however slow the machine is."""
+    layer = running.app.middleware_stack
+    while not isinstance(layer, Gate):
+        layer = layer.app
+    now = layer.clock()
+    layer.clock = lambda: now
+
+
 @pytest.fixture(scope="module")
 def demo(evaluated_run, sample):
     running = app.launch(evaluated_run, data=sample)
+    stop_clock(running)
     yield running
     running.close()
 
@@ -436,17 +448,20 @@ def test_twenty_clients_at_once_get_right_answers_in_bounded_memory(
 
 
 def test_each_client_elsewhere_has_so_many_requests_a_minute(demo):
-    """As a proxy on this machine passes them on."""
-    elsewhere = httpx.Client(base_url=demo.local_url, headers={"x-forwarded-for": "203.0.113.5"})
-    call = "gradio_api/call/describe"
-    statuses = [elsewhere.post(call, json={"data": []}).status_code for _ in range(61)]
+    """As a proxy on this machine passes them on; the client invents an address each time."""
+    elsewhere = httpx.Client(base_url=demo.local_url)
+    call, asked = "gradio_api/call/describe", {"data": []}
+    statuses = []
+    for number in range(61):
+        invented = {"x-forwarded-for": f"198.51.100.{number}, 203.0.113.5"}
+        statuses.append(elsewhere.post(call, json=asked, headers=invented).status_code)
     assert statuses == [200] * LIMITS["ask"] + [429]
-    answer = elsewhere.post("gradio_api/queue/join", json={"data": []})
+    answer = elsewhere.post("gradio_api/queue/join", json=asked, headers=invented)
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "60")
     assert "more than 60 requests in a minute" in answer.json()["detail"]
-    assert elsewhere.get("").status_code == 200
+    assert elsewhere.get("", headers=invented).status_code == 200
     other = {"x-forwarded-for": "203.0.113.6"}
-    assert elsewhere.post(call, json={"data": []}, headers=other).status_code == 200
+    assert elsewhere.post(call, json=asked, headers=other).status_code == 200
 
 
 def test_on_this_machine_there_is_no_limit(demo):
@@ -457,6 +472,7 @@ def test_on_this_machine_there_is_no_limit(demo):
 
 def test_logins_are_refused_after_some_tries(evaluated_run, sample):
     running = app.launch(evaluated_run, data=sample, auth=("me", "secret"))
+    stop_clock(running)
     try:
         login = f"{running.local_url}login"
         wrong, right = ({"username": "me", "password": word} for word in ("guess", "secret"))
@@ -513,6 +529,25 @@ class TestGate:
         self.now = 100.0
         assert self.ask(gate, client=None) == 200
         assert list(gate.recent) == [("ask", "")]
+
+    @pytest.mark.parametrize(
+        ("path", "key", "status"),
+        [("/queue/join", 99, 404), ("/queue/join", "name", 500), ("/elsewhere", 99, 500)],
+    )
+    def test_only_an_unknown_handler_is_not_found(self, path, key, status):
+        """Another KeyError is a fault of the server."""
+
+        async def fail(request):
+            raise KeyError(key)
+
+        page = Starlette(routes=[Route(path, fail)], **guard(is_private=True))
+        transport = httpx.ASGITransport(page, raise_app_exceptions=False)
+
+        async def ask():
+            async with httpx.AsyncClient(transport=transport, base_url="http://page") as client:
+                return await client.get(path)
+
+        assert asyncio.run(ask()).status_code == status
 
 
 def test_the_page_says_that_it_is_no_medical_device(demo):

@@ -244,6 +244,10 @@ CODE = {
             lambda layers: layers[-1].update(module="subprocess", class_name="Popen"),
             r"holds code \(Popen of subprocess\), which is not run",
         ),
+        (
+            lambda layers: layers.append({"module": "keras.utils", "class_name": "get_file"}),
+            r"holds code \(get_file of keras.utils\), which is not run",
+        ),
         (lambda layers: head(layers).update(units=10**9), "units=1000000000 is too large"),
         (lambda layers: head(layers).update(units=-7), "cannot read it"),
         (lambda layers: head(layers).update(units=8), "cannot read it"),
@@ -264,6 +268,15 @@ def test_an_edited_network_is_refused_for_what_it_is(change, message, bundle):
         CalibratedPredictor(bundle)
     assert "\n" not in str(caught.value)
     assert "which is not run" in message or "not run" not in str(caught.value)
+
+
+def test_other_files_in_the_file_of_a_network_are_refused(bundle):
+    """Keras unpacks the assets of layers by their names."""
+    with zipfile.ZipFile(bundle / MODEL_NAME, "a") as archive:
+        archive.writestr("assets/../../outside.txt", "text")
+    seal(bundle)
+    with pytest.raises(InputError, match=r"holds assets/../../outside.txt; copy the model again"):
+        CalibratedPredictor(bundle)
 
 
 def test_a_network_for_images_of_another_size_is_refused(bundle):

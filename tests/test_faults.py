@@ -241,7 +241,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_ends_right(stage, lab, tmp
 
 @pytest.mark.parametrize("stage", [name for name in USUAL if name not in ("train", "calibrate")])
 def test_two_processes_make_the_same(stage, lab, tmp_path, count):
-    """One stands still at a moment while the other does everything. Training has its lock."""
+    """One stands still at a moment while the other does everything."""
     for trial, fault in enumerate(lab.choose(stage, DISKS, ("stop",))):
         out = tmp_path / str(trial)
         one, two = lab.run_within(stage, out, **fault)
@@ -253,6 +253,18 @@ def test_two_processes_make_the_same(stage, lab, tmp_path, count):
         assert describe(stage, out) == describe(stage, lab.whole(stage))
         shutil.rmtree(out)
     count(f"two at once in {stage}", DISKS)
+
+
+def test_a_second_training_is_refused_and_the_first_ends_right(lab, tmp_path, count):
+    for trial, fault in enumerate(lab.choose("train", DISKS, ("stop",))):
+        out = tmp_path / str(trial)
+        one, two = lab.run_within("train", out, **fault)
+        assert one.status == 0, one.err[-2000:]
+        if trial == 0 or two.status:  # by chance, the first stands still before it has the lock
+            assert f"{out}: is being trained by process " in require_one_line(two)
+        assert describe("train", out) == describe("train", lab.whole("train"))
+        shutil.rmtree(out)
+    count("two at once in train", DISKS)
 
 
 @pytest.mark.parametrize("stage", ["copy", "decode", "train", "calibrate", "evaluate"])

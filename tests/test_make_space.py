@@ -1,5 +1,6 @@
 """The folder for a Hugging Face Space, started as Spaces start it."""
 
+import asyncio
 import os
 import re
 import socket
@@ -11,9 +12,10 @@ import httpx
 import pytest
 import yaml
 from gradio_client import Client, handle_file
-from make_space import list_requirements, make_space
+from make_space import PROXIES, list_requirements, make_space
 from packaging.requirements import Requirement
 from packaging.version import Version
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from skinlesion.demo.app import SAFE_TO_SHARE
 from skinlesion.demo.predict import predict_image
@@ -79,6 +81,28 @@ def test_it_starts_by_itself_and_answers(space, evaluated_run, pictures):
     assert answer["sentence"] == expected["sentence"]
     assert answer["operating_point"] == expected["operating_point"]
     assert answer["p_malignant"] == pytest.approx(expected["p_malignant"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("10.2.3.4", "203.0.113.5", "203.0.113.5"),
+        ("10.2.3.4", "198.51.100.7, 203.0.113.5, 10.9.9.9", "203.0.113.5"),
+        ("203.0.113.5", "198.51.100.7", "203.0.113.5"),
+    ],
+)
+def test_an_invented_address_is_not_that_of_the_client(space, peer, forwarded, client):
+    """As the server, uvicorn, reads the variable that `app.py` sets."""
+    assert f'"FORWARDED_ALLOW_IPS", "{PROXIES}"' in (space / "app.py").read_text()
+    seen = []
+
+    async def answer(scope, receive, send):
+        seen.append(scope["client"][0])
+
+    headers = [(b"x-forwarded-for", forwarded.encode())]
+    scope = {"type": "http", "client": (peer, 5), "headers": headers}
+    asyncio.run(ProxyHeadersMiddleware(answer, PROXIES)(scope, None, None))
+    assert seen == [client]
 
 
 def test_a_folder_with_something_in_it_is_left_alone(space, evaluated_run):

@@ -87,6 +87,12 @@ def test_a_byte_order_mark_and_a_missing_line_break_at_the_end_are_no_damage(wri
     assert len(read_metadata(write("\ufeff", HEADER, *ROWS[:2], ROWS[2].strip()))) == 3
 
 
+@pytest.mark.parametrize("blank", ["\n", "\r\n", "   \n", "\t\n"])
+def test_blank_lines_are_skipped(write, blank):
+    lines = (HEADER, blank, *ROWS[:2], blank, blank, ROWS[2], blank)
+    assert read_metadata(write(*lines)).equals(read_metadata(write(HEADER, *ROWS)))
+
+
 def test_the_case_of_ids_that_are_not_of_the_isic_archive_is_kept():
     ids = pd.Series([" isic_0000001.JPG", "ISIC_0000001", " Photo_a ", "photo_A"])
     assert ids.map(normalise_id).tolist() == ["ISIC_0000001", "ISIC_0000001", "Photo_a", "photo_A"]

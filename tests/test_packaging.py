@@ -21,6 +21,7 @@ import set_address
 from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import skinlesion
 
@@ -34,6 +35,13 @@ def read_requirements():
     return [Requirement(text) for line in lines if (text := line.partition("#")[0].strip())]
 
 
+def read_lock(stack):
+    """Name to version of what a stack has installed."""
+    _, *lines = (ROOT / f"requirements/{stack}.txt").read_text().splitlines()
+    pins = map(Requirement, lines)
+    return {canonicalize_name(pin.name): str(pin.specifier)[2:] for pin in pins}
+
+
 def test_the_docs_give_a_reason_for_each_dependency():
     extras = [
         Requirement(text) for some in PROJECT["optional-dependencies"].values() for text in some
@@ -42,6 +50,39 @@ def test_the_docs_give_a_reason_for_each_dependency():
     rows = (ROOT / "docs" / "dependencies.md").read_text().splitlines()
     reasons = [row.split("|")[1].strip() for row in rows if row.startswith("| ")]
     assert sorted(set(reasons) - {"package", "---"}) == sorted(wanted)
+
+
+def test_the_bounds_include_the_security_fixes_that_the_docs_name():
+    """A fix that is not included is one that some stack cannot have."""
+    extras = [
+        Requirement(text) for some in PROJECT["optional-dependencies"].values() for text in some
+    ]
+    bounds = {
+        one.name: bound.version
+        for one in (*extras, *read_requirements())
+        for bound in one.specifier
+        if bound.operator == ">="
+    }
+    text = (ROOT / "docs" / "dependencies.md").read_text().split("## Security fixes")[1]
+    rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \| (.*?) \| (.*?) \|", text, re.MULTILINE)
+    assert len(rows) >= 6
+    for name, bound, included, missing in rows:
+        assert bounds[name] == bound
+        fixed = re.findall(r"\(([\d.]+)\)", included)
+        assert fixed and max(map(Version, fixed)) <= Version(bound), name
+        for fix in re.findall(r"\(([\d.]+)\)", missing):
+            locked = [Version(read_lock(stack)[name]) for stack in environment.STACKS]
+            assert min(locked) < Version(fix), f"raise the bound of {name} to {fix}"
+
+
+def test_no_page_is_unfinished():
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("skinlesion/**/*.md")]
+    assert len(pages) > 10
+    for page in pages:
+        text = page.read_text()
+        assert not re.findall(r"\b(PLACEHOLDER|TODO|FIXME|TBD)\b", text), page
+        # A row without text is a header without text, which a line of dashes follows.
+        assert not re.findall(r"^\|[ |]*\|\n(?!\| ?-)", text, re.MULTILINE), page
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +174,9 @@ def test_every_stack_keeps_to_our_lower_bounds():
 @pytest.mark.parametrize("stack", environment.STACKS)
 def test_the_lock_file_of_a_stack_fits_what_it_is_made_from(stack):
     """It has the versions that the platform preinstalls, and each of our own requirements."""
-    python, *lines = (ROOT / f"requirements/{stack}.txt").read_text().splitlines()
+    python = (ROOT / f"requirements/{stack}.txt").read_text().splitlines()[0]
     assert python.startswith(f"# Python {environment.STACKS[stack].python}")
-    locked = {
-        canonicalize_name(pin.name): str(pin.specifier)[2:] for pin in map(Requirement, lines)
-    }
+    locked = read_lock(stack)
     preinstalled = map(Requirement, environment.STACKS[stack].preinstalled)
     for wanted in [*preinstalled, *read_requirements()]:
         assert wanted.specifier.contains(locked[canonicalize_name(wanted.name)]), wanted

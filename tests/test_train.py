@@ -4,6 +4,8 @@ import json
 import math
 import random
 import shutil
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -375,7 +377,28 @@ class TestRunFolder:
         (tmp_path / LOCK_NAME).write_text('{"host": "elsewhere", "process": 7}')
         with pytest.raises(InputError, match="is being trained by process 7 on elsewhere"):
             train(sample, tmp_path, tiny_config)
-        assert [path.name for path in tmp_path.iterdir()] == [LOCK_NAME]
+        assert {path.name for path in tmp_path.iterdir()} == {LOCK_NAME, f".{LOCK_NAME}"}
+
+    def test_the_steps_of_a_notebook_lock_the_run(self, sample, tiny_config, tmp_path):
+        def is_free():
+            code = "import sys, pathlib, skinlesion.model.run_lock as run_lock\n"
+            code += "run_lock.RunLock(pathlib.Path(sys.argv[1])).acquire()"
+            command = [sys.executable, "-c", code, run]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0 or "is being trained by process" in done.stderr
+            return done.returncode == 0
+
+        run, model = tmp_path / "run", build_model(tiny_config)
+        split = write_split(sample, tmp_path / "splits.csv")
+        begin_run(Run(run), model, sample, split, tiny_config)
+        assert not is_free()
+        begin_run(Run(run), model, sample, split, tiny_config)  # the cell is run again
+        finish_run(Run(run), model, tiny_config)  # no epoch is finished
+        assert is_free()
+        other = tiny_config.model_copy(update={"epochs": 2})
+        with pytest.raises(InputError, match="epochs: 1, here 2"):
+            begin_run(Run(run), model, sample, split, other)
+        assert is_free()
 
     def test_a_split_of_other_images_leaves_no_run_folder(self, sample, tiny_config, tmp_path):
         rows = [f"ISIC_{i},HAM_{i},nv,{part}" for i, part in enumerate(SPLITS)]

@@ -2,7 +2,6 @@
 
 import re
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,8 +40,9 @@ def guard(*, is_private: bool) -> dict[str, Any]:
 class Gate:
     """ASGI middleware that refuses other endpoints (404) and too many requests (429).
 
-    Gradio answers calls of handlers that it lists as private. A client is an address; uvicorn
-    takes it from `X-Forwarded-For` if the request comes from a proxy that it trusts.
+    Gradio answers calls of handlers that it lists as private. A client is an address. If a request
+    comes from a proxy that uvicorn trusts (`FORWARDED_ALLOW_IPS`), it is the last address in
+    `X-Forwarded-For` that is not such a proxy: those before it can be invented.
 
     Args:
         app: what answers the other requests.
@@ -95,6 +95,7 @@ class Gate:
 
 
 async def _answer_unknown(request: Request, error: Exception) -> JSONResponse:
-    """Gradio raises KeyError if a request names a handler by a number that no handler has."""
-    traceback.print_exception(error)
-    return JSONResponse({"detail": "no such handler"}, 404)
+    """Gradio raises KeyError with the number of a handler that it does not have."""
+    if request.url.path.endswith("/queue/join") and isinstance(error.args[0], int):
+        return JSONResponse({"detail": "no such handler"}, 404)
+    raise error

@@ -5,6 +5,7 @@ checked as well.
 """
 
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from skinlesion.config import Pixels, Resize
 from skinlesion.diagnoses import CLASS_CODES
-from skinlesion.files import InputError, read_json
+from skinlesion.files import InputError, name_some, read_json
 
 MODEL_NAME, INFO_NAME, SUMS_NAME = "model.keras", "bundle.json", "SHA256SUMS"
 ARRAYS_NAME = "calibration.npz"
@@ -27,6 +28,11 @@ LARGEST_MODEL = 2**30
 LARGEST_NUMBER = 2**18
 """Largest number in the description of a network. The largest of ours has 254,016: what the head
 of the original flattens of images of 4096x4096."""
+
+MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
+"""The files in a network's file. Others, which Keras would unpack, are for layers that we lack."""
+MODULES = r"keras(\.layers|\.initializers|\.regularizers|\.src\.(ops\.\w+|models\.functional))?"
+"""Where the classes of a network may come from. Of these, only `Lambda` runs code of the file."""
 
 
 class ModelInfo(BaseModel):
@@ -144,8 +150,6 @@ def read_network(path: Path, info: ModelInfo) -> Any:
     """
     import keras
 
-    from skinlesion.model import augmentation  # noqa: F401 - registers its layer
-
     try:
         _require_plain(path)
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
@@ -165,10 +169,10 @@ def _require_plain(path: Path) -> None:
     """Check the description of a network before Keras builds it: no code, nothing huge."""
 
     def check(part: dict[str, Any]) -> dict[str, Any]:
-        kind, home = part.get("class_name"), str(part.get("module") or "keras").split(".")[0]
-        if kind in ("Lambda", "__lambda__") or home not in ("keras", "builtins", "skinlesion"):
+        kind, module = part.get("class_name"), str(part.get("module") or "keras")
+        if kind in ("Lambda", "__lambda__") or not re.fullmatch(MODULES, module):
             raise InputError(
-                f"{path}: holds code ({kind} of {home}), which is not run; use a model that this "
+                f"{path}: holds code ({kind} of {module}), which is not run; use a model that this "
                 "package saved"
             )
         for name, value in part.items():
@@ -181,6 +185,9 @@ def _require_plain(path: Path) -> None:
         return part
 
     with zipfile.ZipFile(path) as archive:
+        others = set(archive.namelist()) - MEMBERS
+        if others:
+            raise InputError(f"{path}: holds {name_some(sorted(others))}; copy the model again")
         if sum(member.file_size for member in archive.infolist()) > LARGEST_MODEL:
             raise InputError(
                 f"{path}: larger than {LARGEST_MODEL // 2**20} MiB when unpacked; copy the model "

@@ -33,6 +33,7 @@ from skinlesion.model.bundle import (
     read_info,
     read_network,
 )
+from skinlesion.model.run_lock import RunLock
 
 
 class Run:
@@ -65,6 +66,7 @@ class Run:
         self.splits_path = self.folder / "splits.csv"
         self.history_path = self.folder / "history.csv"
         self.checkpoints = self.folder / "checkpoints"
+        self.lock = RunLock(self.folder)
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -302,7 +304,7 @@ class Run:
         info = self.info.model_copy(update={"calibration": values})
 
         def write(part: Path) -> None:
-            shutil.copy2(self.model_dir / MODEL_NAME, part)
+            shutil.copyfile(self.model_dir / MODEL_NAME, part / MODEL_NAME)
             write_json(part / INFO_NAME, info.model_dump())
             np.savez(part / ARRAYS_NAME, allow_pickle=False, **arrays)
             _write_sums(part)

@@ -1,113 +1,115 @@
 """One training at a time in the folder of a run."""
 
-import json
 import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-from skinlesion.files import InputError, is_running, name_part
+from filelock import FileLock, Timeout
+
+from skinlesion.files import InputError, read_json, write_json
 from skinlesion.machine import LOCK_NAME, say
 
 HEARTBEAT = 30
-"""Seconds between two signs of life: the modification time of the lock file."""
+"""Seconds between two signs of life: the modification time of the note."""
 SILENCE = 300
-"""After this many seconds without a sign of life, the lock of another host is taken over."""
+"""After this many seconds without a sign of life, a run is taken over from another host."""
 
 
-@contextmanager
-def lock_run(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run: a file that names the host and the process.
+class RunLock:
+    """The lock of a run. A process holds it from `acquire` to `release`, or to its own end.
 
-    A lock whose process is gone is taken over. On this host the process itself is looked for; on
-    another one, its signs of life.
+    The operating system keeps the lock on an empty file. Some network drives keep locks for each
+    host separately. Therefore a note beside it names the host and the process that hold the lock,
+    and the date of the note is renewed.
 
     Args:
-        folder: of the run; is created.
-
-    Raises:
-        InputError: another process trains this run, or the folder cannot be written.
+        folder: of the run; `acquire` creates it.
     """
-    path = folder / LOCK_NAME
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        while not _create(path):
-            _remove_stale(path)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written ({error.strerror}); make room or choose another place"
-        ) from error
-    released = threading.Event()
 
-    def give_signs() -> None:
-        while not released.wait(HEARTBEAT):
-            with suppress(OSError):  # a network drive may be away for a moment
-                os.utime(path)
-
-    thread = threading.Thread(target=give_signs, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        released.set()
-        thread.join()
-        path.unlink(missing_ok=True)
-
-
-def _create(path: Path) -> bool:
-    """Create the lock, with its content or not at all; False if there is one."""
-    content = json.dumps({"host": platform.node(), "process": os.getpid()})
-    part = name_part(path)
-    try:
-        part.write_text(content, encoding="utf-8")
-        try:
-            os.link(part, path)
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without hard links
-            return _create_empty(path, content)
-    finally:
-        part.unlink(missing_ok=True)
-    return True
-
-
-def _create_empty(path: Path, content: str) -> bool:
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(content)
-    except FileExistsError:
-        return False
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
-    return True
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a lock whose process is gone.
-
-    Raises:
-        InputError: the process is not gone.
-    """
-    try:
-        silence = time.time() - path.stat().st_mtime
-        holder = json.loads(path.read_text(encoding="utf-8"))
-        host, process = str(holder["host"]), int(holder["process"])
-    except FileNotFoundError:  # released just now
-        return
-    except (ValueError, KeyError, TypeError):  # being written just now, or damaged
-        host, process = "an unknown host", 0
-    # Windows cannot be asked for a process without disturbing it.
-    is_here = host == platform.node() and os.name == "posix"
-    is_gone = is_here and not is_running(process)
-    if not (is_gone or (silence > SILENCE and not is_here)):
-        raise InputError(
-            f"{path.parent}: is being trained by process {process} on {host}; wait for it, or give "
-            f"this training another name (if it is gone, delete {path})"
+    def __init__(self, folder: Path) -> None:
+        self.note = folder.absolute() / LOCK_NAME
+        # One lock for a folder in this process, because a cell of a notebook can be run again.
+        self._lock = FileLock(
+            self.note.with_name(f".{LOCK_NAME}"), timeout=0, thread_local=False, is_singleton=True
         )
-    reason = "is gone" if is_gone else f"gave no sign of life for {silence / 60:.0f} minutes"
-    say(f"train: taking over {path.parent} from process {process} on {host}, which {reason}")
-    path.unlink(missing_ok=True)
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def acquire(self) -> None:
+        """Take the lock, unless this process has it already.
+
+        Raises:
+            InputError: another process has it, or the folder cannot be written.
+        """
+        if self._lock.is_locked:
+            return
+        try:
+            self.note.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout as error:
+            raise self._name_holder() from error
+        except OSError as error:
+            raise InputError(
+                f"{self.note.parent}: cannot be written ({error.strerror}); make room or choose "
+                "another place"
+            ) from error
+        try:
+            self._require_stale_note()
+            write_json(self.note, {"host": platform.node(), "process": os.getpid()})
+        except InputError:
+            self._lock.release()
+            raise
+        threading.Thread(target=self._give_signs, daemon=True).start()
+
+    def release(self) -> None:
+        """Give the lock back, if this process has it."""
+        if self._lock.is_locked:
+            self.note.unlink(missing_ok=True)
+            with suppress(OSError):  # Windows keeps a file that is open
+                Path(self._lock.lock_file).unlink()  # who has just opened it does not get the lock
+            self._lock.release()
+
+    def _give_signs(self) -> None:
+        while self._lock.is_locked:
+            time.sleep(HEARTBEAT)
+            with suppress(OSError):  # released, or a network drive is away for a moment
+                os.utime(self.note)
+
+    def _require_stale_note(self) -> None:
+        """Check that an earlier holder is gone.
+
+        On this host it is: the operating system has given its lock away.
+        """
+        if not self.note.exists():
+            return
+        silence = time.time() - self.note.stat().st_mtime
+        host, holder = self._read_note()
+        if host == platform.node():
+            reason = "is gone"
+        elif silence > SILENCE:
+            reason = f"gave no sign of life for {silence / 60:.0f} minutes"
+        else:
+            raise self._name_holder(f" (if it is gone, delete {self.note})")
+        say(f"train: taking over {self.note.parent} from {holder}, which {reason}")
+
+    def _name_holder(self, advice: str = "") -> InputError:
+        return InputError(
+            f"{self.note.parent}: is being trained by {self._read_note()[1]}; wait for it or end "
+            f"it, or give this training another name{advice}"
+        )
+
+    def _read_note(self) -> tuple[str, str]:
+        """The host of the holder, and host and process in words."""
+        try:
+            note = read_json(self.note)
+            host, process = str(note["host"]), str(note["process"])
+        except (InputError, KeyError, TypeError):  # not written yet, or damaged
+            host, process = "an unknown host", "unknown"
+        return host, f"process {process} on {host}"

@@ -28,7 +28,6 @@ from skinlesion.model.resnet50 import (
     pretrained_weights,
 )
 from skinlesion.model.run import Run
-from skinlesion.model.run_lock import lock_run
 from skinlesion.model.run_settings import find_other_settings, require_same_run, settle_config
 
 WARMUP_SHARE = 0.1
@@ -73,7 +72,7 @@ def train(
     if run.is_finished:
         return _keep_finished(run)
     model = build_model(config := settle_config(config, run, data))
-    with lock_run(run.folder):
+    with run.lock:
         training, validation = make_datasets(data, split, config)
         _list_left_out(run, left_out)
         begin_run(run, model, data, split, config)
@@ -127,6 +126,8 @@ def begin_run(
 ) -> None:
     """Write `config.json`, `environment.json` and `splits.csv`, or check a run to continue.
 
+    The run is locked until `finish_run`.
+
     Args:
         run: the run.
         model: from `build_model`.
@@ -135,12 +136,12 @@ def begin_run(
         config: the settings.
 
     Raises:
-        InputError: the run was started with other settings, data, split or pretrained layers, or
-            the model was changed so that it could not be used later.
+        InputError: the run was started with other settings, data, split or pretrained layers,
+            another process trains it, or the model was changed so that it could not be used later.
     """
     require_classifier(find_part(model, "classifier"), config.image_size, "the model")
-    pretrained = pretrained_weights(model)
-    say(f"train: recipe {config.recipe}, run {run}, {describe_device()}, {pretrained}")
+    weights = pretrained_weights(model)
+    say(f"train: recipe {config.recipe}, run {run}, {describe_device()}, {weights}")
     if is_sample(data):
         say(SYNTHETIC_NOTE)
     elif config.epochs and not (run.is_finished or has_gpu()):
@@ -148,29 +149,36 @@ def begin_run(
             "train: no GPU: all images at full size take many hours (on Kaggle: Settings > "
             "Accelerator > GPU T4 x2); recipe probe takes minutes"
         )
-    require_same_run(run, data, split, config)
-    if run.is_begun:
-        known = run.description["weights"]["loaded_layers"]
-        if known != len(pretrained.layers):
-            raise InputError(
-                f"{run}: was started with {known} pretrained layers, and now "
-                f"{len(pretrained.layers)} can be loaded; name the same weights, or give the new "
-                "run another name"
-            )
-    if run.is_finished:
-        return
-    # Results of an earlier model in this folder are not those of this one.
-    for path in run.folder.glob("predictions_*.csv"):
-        path.unlink()
-    shutil.rmtree(run.evaluation_dir, ignore_errors=True)
-    if run.is_begun:
-        return
-    table = run.load_dataset(data)
-    record_gaps(data, run.folder)
-    write_csv(run.splits_path, split)
-    write_json(run.folder / "environment.json", describe_environment())
-    settings = {"config": config.model_dump(), "seed": config.seed}
-    write_json(run.folder / "config.json", settings | _describe(model, data, table))
+    if not run.is_finished:
+        run.lock.acquire()
+    try:
+        require_same_run(run, data, split, config)
+        _require_same_weights(run, model)
+        if not run.is_finished:
+            # Results of an earlier model in this folder are not those of this one.
+            for path in run.folder.glob("predictions_*.csv"):
+                path.unlink()
+            shutil.rmtree(run.evaluation_dir, ignore_errors=True)
+        if not run.is_begun:
+            table = run.load_dataset(data)
+            record_gaps(data, run.folder)
+            write_csv(run.splits_path, split)
+            write_json(run.folder / "environment.json", describe_environment())
+            settings = {"config": config.model_dump(), "seed": config.seed}
+            write_json(run.folder / "config.json", settings | _describe(model, data, table))
+    except BaseException:
+        run.lock.release()
+        raise
+
+
+def _require_same_weights(run: Run, model: keras.Sequential) -> None:
+    known = run.description["weights"]["loaded_layers"] if run.is_begun else None
+    loaded = len(pretrained_weights(model).layers)
+    if known not in (None, loaded):
+        raise InputError(
+            f"{run}: was started with {known} pretrained layers, and now {loaded} can be loaded; "
+            "name the same weights, or give the new run another name"
+        )
 
 
 def _describe(model: keras.Sequential, data: Path, table: pd.DataFrame) -> dict[str, Any]:
@@ -196,7 +204,7 @@ def _describe(model: keras.Sequential, data: Path, table: pd.DataFrame) -> dict[
 
 
 def finish_run(run: Run, model: keras.Sequential, config: Config) -> None:
-    """Save the trained classifier in its run, for one device and in full precision.
+    """Save the trained classifier in its run, for one device and in full precision, and unlock it.
 
     A run that the time limit stopped is left to be continued.
 
@@ -205,33 +213,33 @@ def finish_run(run: Run, model: keras.Sequential, config: Config) -> None:
         model: after `fit`, with the weights of its best epoch.
         config: the settings.
     """
+    state = None if run.is_finished else read_state(run.checkpoints)
     if run.is_finished:
         say(
             "train: this run is finished, so nothing was trained; its model is kept. To train "
             "again, give the run another name"
         )
-        shutil.rmtree(run.checkpoints, ignore_errors=True)  # it may have been killed before
-        return
-    state = read_state(run.checkpoints)
-    if config.epochs and not (state and state["is_over"]):
+    elif config.epochs and not (state and state["is_over"]):
         say(
             f"train: stopped at the time limit after epoch {len(state['rows']) if state else 0} of "
             f"{config.epochs}; run this again to continue {run} from here"
         )
-        return
-    classifier = find_part(model, "classifier")
-    plain = keras.models.clone_model(classifier, clone_function=_make_plain, recursive=True)
-    plain.set_weights(classifier.get_weights())
-    info = ModelInfo(
-        labels=CLASS_CODES,
-        image_size=config.image_size,
-        resize=config.resize,
-        recipe=config.recipe,
-        synthetic=run.description["dataset"]["synthetic"],
-    )
-    run.save_model(plain, info)
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
-    say(f"train: finished; model in {run.model_dir}")
+    else:
+        classifier = find_part(model, "classifier")
+        plain = keras.models.clone_model(classifier, clone_function=_make_plain, recursive=True)
+        plain.set_weights(classifier.get_weights())
+        info = ModelInfo(
+            labels=CLASS_CODES,
+            image_size=config.image_size,
+            resize=config.resize,
+            recipe=config.recipe,
+            synthetic=run.description["dataset"]["synthetic"],
+        )
+        run.save_model(plain, info)
+        say(f"train: finished; model in {run.model_dir}")
+    if run.is_finished:
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+    run.lock.release()
 
 
 def _make_plain(layer: keras.Operation) -> keras.Operation:
