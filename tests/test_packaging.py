@@ -81,6 +81,8 @@ def test_no_page_is_unfinished():
     for page in pages:
         text = page.read_text()
         assert not re.findall(r"\b(PLACEHOLDER|TODO|FIXME|TBD)\b", text), page
+        for file, name in re.findall(r"`(tests/\w+\.py)::(\w+)`", text):
+            assert f"def {name}(" in (ROOT / file).read_text(), (page, name)
         # A row without text is a header without text, which a line of dashes follows.
         assert not re.findall(r"^\|[ |]*\|\n(?!\| ?-)", text, re.MULTILINE), page
 
