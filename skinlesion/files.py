@@ -86,7 +86,6 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> Pa
     try:
         restore_folder(folder)
         delete_left(folder.parent, f".{glob.escape(folder.name)}.*.part*")
-        shutil.rmtree(old, ignore_errors=True)
         part.mkdir(parents=True)
         write(part)
         for path in filter(Path.is_file, part.rglob("*")):
@@ -95,7 +94,6 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> Pa
         if folder.exists():
             folder.replace(old)
         part.replace(folder)
-        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise InputError(
             f"{folder}: cannot be written ({error.strerror or error}); make room or choose another "
@@ -108,9 +106,12 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> Pa
 
 
 def restore_folder(folder: Path) -> None:
-    """Bring a folder back whose replacement was killed between its two steps."""
-    if not folder.exists() and _name_old(folder).is_dir():
-        _name_old(folder).replace(folder)
+    """Bring a folder back if its replacement was killed, or delete what it has replaced."""
+    old = _name_old(folder)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.is_dir():
+        old.replace(folder)
 
 
 def _name_old(folder: Path) -> Path:

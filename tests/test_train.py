@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import shutil
 import subprocess
@@ -370,8 +371,13 @@ class TestRunFolder:
     ):
         (run_copy / "checkpoints").mkdir()
         (run_copy / "checkpoints" / "epoch_0001.npz").touch()
+        (run_copy / ".model.old").mkdir()
+        (run_copy / LOCK_NAME).touch()
+        (run_copy / f".{LOCK_NAME}").touch()
+        os.utime(run_copy / LOCK_NAME, (0, 0))
         train(sample, run_copy, tiny_config)
-        assert not (run_copy / "checkpoints").exists()
+        left = {"checkpoints", ".model.old", LOCK_NAME, f".{LOCK_NAME}"}
+        assert not left & {path.name for path in run_copy.iterdir()}
 
     def test_a_run_that_is_being_trained_is_left_alone(self, sample, tiny_config, tmp_path):
         (tmp_path / LOCK_NAME).write_text('{"host": "elsewhere", "process": 7}')

@@ -21,7 +21,7 @@ RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling
 MAX_PIXELS = 50_000_000
 """Larger images are refused before they are decoded. HAM10000's have 270,000 pixels."""
 MAX_DECODED = 35_000_000
-"""Most pixels after the decoder has reduced a JPEG: up to 0.6 GB of memory and 2 s (docs/demo.md)."""
+"""Most pixels after the decoder has reduced a JPEG: up to 0.6 GB and 2 s (docs/demo.md)."""
 DARKEST = 16
 """Images of 16 bits whose brightest value, of 255, is below this are refused: the values have 12
 bits or fewer, so that the image would be black."""

@@ -1,6 +1,7 @@
 """Train a model: from a dataset and a split to a finished run."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -297,7 +298,8 @@ def find_trained_run(
 def _keep_finished(run: Run) -> Run:
     """Leave a finished run as it is, but tidy it if it was killed before it could."""
     say(f"train: {run} is finished already with these settings")
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    with suppress(InputError), run.lock:  # where the folder can be written
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
     return run
 
 
