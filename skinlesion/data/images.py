@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from skinlesion.config import Resize
 from skinlesion.data.cache import MEMORY_BUDGET, make_array, make_key
@@ -107,13 +107,6 @@ def decode_image(
     at_least = max(image_size) if resize == "bilinear" else None
     image = open_upright(path, at_least=at_least)
     return np.asarray(image.resize((width, height), RESAMPLING[resize]))
-
-
-def read_size(path: str | Path) -> tuple[int, int]:
-    """Return (height, width) in pixels of an image file that `decode_image` has read, upright."""
-    with Image.open(path, formats=FORMATS) as image:
-        swapped = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return (image.width, image.height) if swapped else (image.height, image.width)
 
 
 def load_images(
