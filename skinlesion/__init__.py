@@ -69,6 +69,8 @@ _HOMES = {
         "evaluate_external",
         "evaluate_together",
     ),
+    "evaluation.ensemble_run": ("make_ensemble",),
+    "evaluation.cross_validate": ("cross_validate",),
     "evaluation.score": ("score",),
     "evaluation.compare": ("compare",),
     "evaluation.export": ("export",),

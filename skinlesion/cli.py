@@ -28,8 +28,8 @@ from skinlesion.cli_options import (
     option,
     parse_fold,
     parse_login,
-    parse_setting,
 )
+from skinlesion.cli_train import cross_validate, train
 from skinlesion.diagnoses import DISCLAIMER
 from skinlesion.files import InputError, write_csv
 from skinlesion.machine import default_weights
@@ -175,49 +175,8 @@ def near_duplicates(out: OutCsv, data: Data = None, weights: Weights = None) -> 
     print(f"near-duplicates: {len(found):,} pairs in {out}")
 
 
-@command("train", "--data images --splits splits.csv --run runs/first")
-def train(
-    run: Annotated[Path, option("RUN", "Run folder to create or continue.")],
-    data: Data = None,
-    recipe: Recipe = None,
-    splits: Annotated[Path | None, option("CSV", "Split file (default: a new split).")] = None,
-    weights: Weights = None,
-    image_size: Annotated[tuple[int, int] | None, option("H W", "In pixels.")] = None,
-    epochs: Annotated[int | None, option("N", "Train at most N epochs.")] = None,
-    batch_size: Annotated[int | None, option("N", "Images in a training step.")] = None,
-    limit: Annotated[int | None, option("N", "Use at most N training images.")] = None,
-    seed: Seed = None,
-    deterministic: Annotated[bool, flag("--deterministic", "Repeatable, but slower.")] = False,
-    time_limit: Annotated[float | None, option("HOURS", "Time to stay within.", min=0.01)] = None,
-    settings: Annotated[
-        list[str] | None, option("NAME=VALUE", "Any setting of the recipe; repeatable.", "--set")
-    ] = None,
-    allow_incomplete: AllowIncomplete = False,
-    quarantine: Annotated[bool, flag("--quarantine", "Also leave out unreadable images.")] = False,
-) -> None:
-    """Train and calibrate a model. For an interrupted run, --run alone continues it."""
-    given: dict[str, Any] = {
-        "image_size": image_size,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "limit": limit,
-        "deterministic": deterministic or None,
-    }
-    given |= dict(parse_setting(setting) for setting in settings or ())
-    from skinlesion.evaluation.calibration import calibrate
-    from skinlesion.model.run import Run
-    from skinlesion.model.run_settings import choose_config
-
-    begun = Run(run, allow_incomplete=allow_incomplete)
-    # Mistakes are refused here, before TensorFlow is loaded.
-    config = choose_config(begun, recipe, given, weights=weights, seed=seed)
-    from skinlesion.model.train import train
-
-    trained = train(
-        data, begun, config, splits=splits, time_limit=time_limit, quarantine=quarantine
-    )
-    if trained.is_finished:
-        calibrate(trained, data)
+command("train", "--data images --splits splits.csv --run runs/first")(train)
+command("cross-validate", "--data images --run runs/folds --folds 5 --seeds 1 2")(cross_validate)
 
 
 @command("calibrate", "--run runs/first --data images")

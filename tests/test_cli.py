@@ -19,6 +19,7 @@ COMMANDS = [
     "audit",
     "near-duplicates",
     "train",
+    "cross-validate",
     "calibrate",
     "evaluate",
     "score",

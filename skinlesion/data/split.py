@@ -106,11 +106,36 @@ def make_split(
     """
     if kind == "original":
         if fold is not None:
-            raise InputError("the original split has no folds: omit --fold, or use 'default'")
+            raise InputError("the original split has no folds: use the recipe 'default'")
         assigned = _original_split(table)
     else:
         assigned = _grouped_split(table, seed=seed, fold=fold, pairs=pairs)
     return table[["image_id", "lesion_id", "dx"]].assign(split=assigned)
+
+
+def split_rest(
+    split: pd.DataFrame, fold: tuple[int, int], *, seed: int, pairs: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Keep the test of a split, and make a fold of the rest the validation.
+
+    The folds of one split together have every image outside its test as validation once.
+
+    Args:
+        split: a table with the columns of `COLUMNS`.
+        fold: (K, N), K from 1 to N.
+        seed: seed of the folds.
+        pairs: as for `make_split`.
+
+    Returns:
+        The same rows, each part assigned anew.
+
+    Raises:
+        InputError: as `make_split`.
+    """
+    rest = split[split["split"] != "test"]
+    folded = make_split(rest, seed=seed, fold=fold, pairs=pairs)["split"]
+    parts = folded.map({"train": "train", "validation": "train", "test": "validation"})
+    return split.assign(split=parts.reindex(split.index, fill_value="test"))
 
 
 def merge_lesions(table: pd.DataFrame, pairs: pd.DataFrame | None) -> pd.Series:

@@ -156,7 +156,7 @@ def calibrate(
         return load_calibration(run)
     if run.info.calibration is not None:
         say(f"calibrate: figures of an earlier rule no longer hold: evaluate {run} again")
-        return _save(run, replace(load_calibration(run), costs=table))
+        return save_calibration(run, replace(load_calibration(run), costs=table))
     split = run.split
     rows = join_split(run.load_dataset(find_dataset(data or run.dataset)), split)
     train, validation = (rows[rows["split"] == part] for part in ("train", "validation"))
@@ -174,10 +174,11 @@ def calibrate(
         ood=fit_ood_detector(features, outputs.features),
         quality=fit_quality_limits([measure_quality(image) for image in images]),
     )
-    return _save(run, replace(calibration, costs=table))
+    return save_calibration(run, replace(calibration, costs=table))
 
 
-def _save(run: Run, calibration: Calibration) -> Calibration:
+def save_calibration(run: Run, calibration: Calibration) -> Calibration:
+    """Put a calibration beside the network of a run, in place of an earlier one; returns it."""
     values = asdict(calibration)
     arrays = {name: values["ood"].pop(name) for name in ("mean", "precision")}
     run.save_calibration(values, arrays)

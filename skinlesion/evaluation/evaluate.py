@@ -31,6 +31,11 @@ from skinlesion.machine import say
 from skinlesion.model.predictor import Outputs, Predictor
 from skinlesion.model.run import Run
 
+FOLDS_NOTE = (
+    "Each image was predicted by the one fold whose training had not seen it. These are figures of "
+    "the folds, not of an ensemble of them."
+)
+
 
 def evaluate(
     run: str | Path | Run,
@@ -152,7 +157,7 @@ def evaluate_together(
 
     Raises:
         InputError: some test images are common, so that one model was trained on what another one
-            is tested on.
+            is tested on; or a fold is missing.
     """
     found = _find_runs(runs)
     is_ensemble = _have_same_test_images(found)
@@ -174,7 +179,10 @@ def evaluate_together(
     write_isic(out / "predictions.csv", list(rows["image_id"]), y_prob)
     say(f"evaluate: {len(found)} runs as {'an ensemble' if is_ensemble else 'folds'}")
     synthetic = any(run.synthetic for run in found)
-    metrics = write_report(out, rows, y_prob, variants=variants, synthetic=synthetic)
+    extra = {} if is_ensemble else {"note": FOLDS_NOTE}
+    metrics = write_report(out, rows, y_prob, variants=variants, synthetic=synthetic, extra=extra)
+    if not is_ensemble:
+        say(FOLDS_NOTE)
     say_results(metrics, out)
     return metrics
 
@@ -198,6 +206,13 @@ def _have_same_test_images(runs: Sequence[Run]) -> bool:
         raise InputError(
             "the runs have some test images in common: train them on one split, or on the folds of "
             "one (split --fold K/N)"
+        )
+    known = set[str]().union(*(run.split["image_id"] for run in runs))
+    untested = sorted(known.difference(*tested))
+    if untested:
+        raise InputError(
+            f"the runs are folds, but {len(untested):,} of {len(known):,} images are in no test "
+            f"({name_some(untested)}): a fold is missing, or one belongs to another split"
         )
     return False
 

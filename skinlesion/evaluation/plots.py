@@ -23,7 +23,8 @@ from skinlesion.files import write_atomically
 COLUMNS = 4
 """Images in a row of a grid."""
 NO_EPOCHS = (
-    "No epoch was finished. Recipe probe has no epochs: see the table of the logistic regression."
+    "No epoch was finished. Recipe probe has no epochs: see the table of the logistic regression. "
+    "An ensemble has the curves of its members."
 )
 
 

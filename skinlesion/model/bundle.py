@@ -23,8 +23,11 @@ ARRAYS = ("mean", "precision")
 """The arrays of OOD detection: float32 (d,) and (d, d)."""
 LARGEST_FEATURES = 2048
 """Most features of OOD detection: the channels of the last stage of ResNet50."""
-LARGEST_MODEL = 2**30
-"""Most bytes of a network, unpacked. The largest of ours has 100 MB."""
+MOST_MEMBERS = 20
+"""Most members of an ensemble."""
+LARGEST_MODEL = 2**31
+"""Most bytes of a network, unpacked. The largest of ours has 100 MB, as each member of an ensemble
+can have."""
 LARGEST_NUMBER = 2**18
 """Largest number in the description of a network. The largest of ours has 254,016: what the head
 of the original flattens of images of 4096x4096."""
@@ -68,8 +71,17 @@ class _Weights(BaseModel):
     loaded_layers: int
 
 
+class _Member(BaseModel):
+    run: str
+    seed: int
+    model_sha256: str
+
+
 class _Description(BaseModel):
-    """What later steps need of `config.json`. `config.Config` checks the settings themselves."""
+    """What later steps need of `config.json`. `config.Config` checks the settings themselves.
+
+    Only an ensemble has members.
+    """
 
     model_config = ConfigDict(strict=True)
 
@@ -77,6 +89,7 @@ class _Description(BaseModel):
     dataset: _Dataset
     weights: _Weights
     precision: Literal["float32", "mixed_float16"]
+    members: list[_Member] = []
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -200,13 +213,21 @@ def require_classifier(model: Any, image_size: tuple[int, int], name: str) -> No
     """Check that a network has the parts and sizes that prediction relies on.
 
     Args:
-        model: the classifier.
+        model: the classifier, or an ensemble: then each member is checked.
         image_size: (height, width) that it must take.
         name: of the network, for the message.
 
     Raises:
         InputError: a part or a size is another one.
     """
+    from skinlesion.model.ensemble import find_members
+
+    for member in find_members(model):
+        _require_parts(member, image_size, name)
+
+
+def _require_parts(model: Any, image_size: tuple[int, int], name: str) -> None:
+    """`require_classifier` for one classifier."""
     from skinlesion.model.resnet50 import PARTS, STAGE_OUTPUTS
 
     names = [layer.name for layer in getattr(model, "layers", [])]

@@ -14,6 +14,7 @@ from skinlesion.data.images import decode_image, load_images
 from skinlesion.files import InputError
 from skinlesion.machine import progress_bar
 from skinlesion.model.bundle import ModelInfo
+from skinlesion.model.ensemble import find_members
 from skinlesion.model.resnet50 import STAGE_OUTPUTS, top_stage_of
 from skinlesion.model.run import Run
 
@@ -34,8 +35,10 @@ class Outputs(NamedTuple):
 
     Attributes:
         y_prob: float32 (n, classes), uncalibrated probabilities.
-        features: float32 (n, channels), the pooled output of `FEATURE_STAGE`.
-        maps: float32 (n, h, w, c), the feature maps that Grad-CAM explains; None if not asked for.
+        features: float32 (n, channels), the pooled output of `FEATURE_STAGE`; of an ensemble, that
+            of its first member.
+        maps: float32 (n, h, w, c), the feature maps that Grad-CAM explains, of an ensemble those of
+            all members one behind the other; None if not asked for.
     """
 
     y_prob: np.ndarray
@@ -47,7 +50,7 @@ class Predictor:
     """A trained classifier, ready to predict.
 
     Args:
-        model: the classifier. Its weights are copied at the first prediction.
+        model: the classifier or ensemble. Its weights are copied at the first prediction.
         info: what belongs to it.
     """
 
@@ -109,8 +112,20 @@ class Predictor:
 
     @cached_property
     def logits(self) -> keras.Model:
-        """From the maps of `Outputs` to logits, float (n, classes), for Grad-CAM."""
-        backbone, head = self.model.get_layer("backbone"), self.model.get_layer("head")
+        """From the maps of `Outputs` to logits, float (n, classes), for Grad-CAM.
+
+        Those of an ensemble are the mean of its members' logits.
+        """
+        parts = [self._continue_from_maps(member) for member in find_members(self.model)]
+        height, width, channels = parts[0].input_shape[1:]
+        inputs = keras.Input((height, width, channels * len(parts)))
+        split = keras.ops.split(inputs, len(parts), axis=-1)
+        logits = [part(maps) for part, maps in zip(parts, split, strict=True)]
+        return keras.Model(inputs, keras.layers.Average()(logits))
+
+    def _continue_from_maps(self, member: keras.Sequential) -> keras.Model:
+        """`logits` of one classifier."""
+        backbone, head = member.get_layer("backbone"), member.get_layer("head")
         maps = _choose_maps(backbone)
         inputs = x = keras.Input(maps.shape[1:])
         if maps is not backbone.output:
@@ -129,14 +144,11 @@ class Predictor:
         TensorFlow then folds BatchNorm into the convolutions before it, and a call skips what
         `keras.Model.predict` does around its batches.
         """
-        backbone = self.model.get_layer("backbone")
-        stage = min(FEATURE_STAGE, top_stage_of(backbone))
-        features = backbone.get_layer(STAGE_OUTPUTS[stage]).output
-        inner = keras.Model(backbone.input, [features, _choose_maps(backbone), backbone.output])
         image = keras.Input(self.model.input_shape[1:])
-        features, maps, top = inner(self.model.get_layer("preprocessing")(image))
-        pooled = keras.layers.GlobalAveragePooling2D()(features)
-        whole = keras.Model(image, [self.model.get_layer("head")(top), pooled, maps])
+        outputs = [_run_parts(member, image) for member in find_members(self.model)]
+        y_prob, features, maps = zip(*outputs, strict=True)
+        mean, joined = keras.layers.Average()(y_prob), keras.layers.Concatenate()(maps)
+        whole = keras.Model(image, [mean, features[0], joined])
         trained, others = (
             [variable.numpy() for variable in variables]
             for variables in (whole.trainable_variables, whole.non_trainable_variables)
@@ -199,6 +211,17 @@ def _choose_maps(backbone: keras.Model) -> keras.KerasTensor:
     outputs = [there[name] for name in STAGE_OUTPUTS.values() if name in there]
     fine = [output for output in outputs if min(output.shape[1:3]) >= SMALLEST_MAP]
     return fine[-1] if fine else outputs[0]
+
+
+def _run_parts(member: keras.Sequential, image: keras.KerasTensor) -> list[keras.KerasTensor]:
+    """Probabilities, features and maps of one classifier."""
+    backbone = member.get_layer("backbone")
+    stage = min(FEATURE_STAGE, top_stage_of(backbone))
+    features = backbone.get_layer(STAGE_OUTPUTS[stage]).output
+    inner = keras.Model(backbone.input, [features, _choose_maps(backbone), backbone.output])
+    features, maps, top = inner(member.get_layer("preprocessing")(image))
+    pooled = keras.layers.GlobalAveragePooling2D()(features)
+    return [member.get_layer("head")(top), pooled, maps]
 
 
 def _join(parts: list[Outputs]) -> Outputs:

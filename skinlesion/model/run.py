@@ -88,7 +88,8 @@ class Run:
             restore_folder(model)
         if not path.exists():
             raise InputError(f"{path}: no such folder; name a trained run")
-        for folder in (path, path.resolve().parent):
+        whole = path.resolve()
+        for folder in (path, whole.parent) if whole.name == "model" else (path,):
             if (folder / "config.json").is_file() and (folder / "model" / INFO_NAME).is_file():
                 return cls(folder)
         if (path / INFO_NAME).is_file():
@@ -136,6 +137,14 @@ class Run:
     def config(self) -> Config:
         """The settings that the run was started with."""
         return read_config(self.description["config"])
+
+    @property
+    def members(self) -> list[dict[str, Any]]:
+        """The runs whose probabilities an ensemble averages: `run`, `seed`, `model_sha256` of each.
+
+        Empty for a trained run.
+        """
+        return self.description.get("members", [])
 
     @property
     def synthetic(self) -> bool:
