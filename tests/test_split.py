@@ -18,6 +18,7 @@ from skinlesion.data.split import (
     merge_lesions,
     read_any_split,
     read_split,
+    split_rest,
     take_limited,
     write_split,
 )
@@ -110,6 +111,17 @@ def test_each_lesion_is_in_test_in_exactly_one_fold(table):
         [make_split(table, fold=(k, 4)).query("split == 'test'")["image_id"] for k in range(1, 5)]
     )
     assert sorted(tested) == sorted(table["image_id"])
+
+
+def test_folds_of_the_rest_keep_the_test_and_validate_each_other_lesion_once(table, pairs):
+    split = make_split(table, pairs=pairs)
+    folds = [split_rest(split, (number, 4), seed=42, pairs=pairs) for number in range(1, 5)]
+    rest = split["split"] != "test"
+    for fold in folds:
+        assert ((fold["split"] == "test") == ~rest).all()
+        assert audit_split(fold, table, pairs).is_clean
+    times = sum((fold["split"] == "validation").astype(int) for fold in folds)
+    assert (times == rest).all()
 
 
 @pytest.mark.parametrize("fold", [(0, 5), (6, 5), (1, 1)])

@@ -10,7 +10,7 @@ from skinlesion.config import Config, make_config, read_config
 from skinlesion.data.ham10000 import find_dataset, load_metadata
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import is_same_split, join_split, make_split, read_split, split_rest
-from skinlesion.evaluation.ensemble_run import make_ensemble
+from skinlesion.evaluation.ensemble_run import make_ensemble, require_no_training
 from skinlesion.evaluation.report import OVERALL, describe_metrics
 from skinlesion.files import InputError, write_csv
 from skinlesion.machine import say
@@ -53,9 +53,10 @@ def cross_validate(
         What `evaluation/metrics.json` holds; None if the time limit stopped the training.
 
     Raises:
-        InputError: a seed is given twice, the split has no folds, or a run that is there was
-            started with other settings, another dataset or another split.
+        InputError: a seed is given twice, the split has no folds, `out` is a trained run, or a run
+            in it was started with other settings, another dataset or another split.
     """
+    require_no_training(Run(out))
     seeds = list(seeds) or [config.seed]
     source = find_dataset(data)
     table = load_metadata(source, allow_incomplete=allow_incomplete)

@@ -50,8 +50,7 @@ def make_ensemble(out: Path, runs: Sequence[str | Path | Run]) -> Run:
         }
         for run in members
     ]
-    if ensemble.is_begun and not ensemble.members:
-        raise InputError(f"{out}: holds a trained run; give the ensemble another name")
+    require_no_training(ensemble)
     if ensemble.is_finished and ensemble.is_begun and ensemble.members == described:
         say(f"ensemble: {out} is finished already")
         return ensemble
@@ -74,6 +73,16 @@ def make_ensemble(out: Path, runs: Sequence[str | Path | Run]) -> Run:
     return ensemble
 
 
+def require_no_training(run: Run) -> None:
+    """Check that a folder is new or holds an ensemble, which can be made again.
+
+    Raises:
+        InputError: it holds a trained run, or the beginning of one.
+    """
+    if run.is_begun and not run.members:
+        raise InputError(f"{run}: holds a run that was trained; name another folder")
+
+
 def _require_alike(members: Sequence[Run]) -> None:
     """Check that runs can be averaged, and that one test is new to all of them."""
     if not 2 <= len(members) <= MOST_MEMBERS:
@@ -86,8 +95,6 @@ def _require_alike(members: Sequence[Run]) -> None:
     first, *others = members
     tested = set(first.rows("test")["image_id"])
     for number, run in enumerate(others, start=1):
-        if run.digest in [earlier.digest for earlier in members[:number]]:
-            raise InputError(f"{run}: its model is given more than once; name each run once")
         if run.description["dataset"]["fingerprint"] != first.description["dataset"]["fingerprint"]:
             raise InputError(f"{first} and {run} were trained on different datasets")
         settings = run.config.model_copy(update={"seed": first.config.seed})
@@ -102,6 +109,8 @@ def _require_alike(members: Sequence[Run]) -> None:
                 f"{first} and {run} have different test images: no test would be new to all "
                 "members of the ensemble"
             )
+        if run.digest in [earlier.digest for earlier in members[:number]]:
+            raise InputError(f"{run}: its model is given more than once; name each run once")
 
 
 def _calibrate(members: Sequence[Run]) -> Calibration:

@@ -85,6 +85,7 @@ def make_model_card(run: Run, metrics: dict[str, Any] | None = None) -> str:
         shifts=(metrics or {}).get("shifts"),
         format=format_cell,
         ood=_describe_ood(metrics),
+        is_ensemble=bool(run.members),
     )
     return str(card)
 
@@ -187,7 +188,7 @@ def _describe_training(run: Run) -> str:
         "recipe": config.recipe,
         "pretrained weights": loaded if weights["loaded_layers"] else "none",
         "training images": f"{config.limit:,} at most" if config.limit else "all of the split's",
-        "fitting": _describe_fitting(config, run.history),
+        "fitting": _describe_members(run) or _describe_fitting(config, run.history),
         "seed": str(config.seed),
         "device": f"{described['device']}, {described['precision']}",
         "versions": ", ".join(versions),
@@ -202,6 +203,17 @@ def _describe_training(run: Run) -> str:
         "</details>",
     ]
     return "\n\n".join(parts)
+
+
+def _describe_members(run: Run) -> str:
+    """Of an ensemble, its members; of a trained run, an empty text."""
+    members = [f"{member['run']} (seed {member['seed']})" for member in run.members]
+    if not members:
+        return ""
+    return (
+        f"the mean of the probabilities of {len(members)} models, {', '.join(members)}; the other "
+        "rows, and the parts of the split above, are those of the first"
+    )
 
 
 def _describe_fitting(config: Config, history: pd.DataFrame) -> str:

@@ -18,11 +18,11 @@ def build_ensemble(members: Sequence[keras.Sequential]) -> keras.Model:
         to probabilities, float (b, classes).
     """
     image = keras.Input(members[0].input_shape[1:], name="image")
-    named = [
-        keras.Sequential([keras.Input(member.input_shape[1:]), *member.layers], f"member_{number}")
-        for number, member in enumerate(members, start=1)
-    ]
-    mean = keras.layers.Average(name="mean")([member(image) for member in named])
+    outputs = []
+    for number, member in enumerate(members, start=1):
+        layers = [keras.Input(member.input_shape[1:]), *member.layers]
+        outputs.append(keras.Sequential(layers, name=f"member_{number}")(image))
+    mean = keras.layers.Average(name="mean")(outputs)
     return keras.Model(image, mean, name="ensemble")
 
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,13 +78,13 @@ def run_jobs(jobs: Sequence[Job], *, time_limit: float | None = None) -> bool:
     for number, job in enumerate(jobs, start=1):
         if job.is_done:
             continue
-        say(f"training {number} of {len(jobs)}: {job.folder}")
         rest = []
         if time_limit is not None:
             left = time_limit - (time.monotonic() - begun) / 3600
             if left < SHORTEST:
                 return False
             rest = ["--time-limit", str(left)]
+        say(f"training {number} of {len(jobs)}: {job.folder}")
         _run(job, rest)
         if not job.is_done:
             return False
@@ -94,10 +94,7 @@ def run_jobs(jobs: Sequence[Job], *, time_limit: float | None = None) -> bool:
 def _run(job: Job, rest: Sequence[str]) -> None:
     """Run one training to its end, in a process that ends with this one."""
     command = [sys.executable, "-m", "skinlesion", *job.command, *rest]
-    is_linux = sys.platform == "linux"
-    status = subprocess.run(
-        command, preexec_fn=_end_with_parent if is_linux else None, check=False
-    ).returncode
+    status = subprocess.run(command, preexec_fn=_end_with_parent(), check=False).returncode
     if status == INTERRUPTED:
         raise KeyboardInterrupt
     if status == BAD_INPUT:
@@ -108,6 +105,9 @@ def _run(job: Job, rest: Sequence[str]) -> None:
         )
 
 
-def _end_with_parent() -> None:
-    """Let the kernel kill this process when its parent is gone: two must not train one run."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _end_with_parent() -> Callable[[], int] | None:
+    """What a new process calls so that it is killed with its parent: two must not train one run."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl  # found here: after the fork, as little as possible
+    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -145,7 +145,7 @@ class Predictor:
         `keras.Model.predict` does around its batches.
         """
         image = keras.Input(self.model.input_shape[1:])
-        outputs = [_run_parts(member, image) for member in find_members(self.model)]
+        outputs = [_expose_parts(member)(image) for member in find_members(self.model)]
         y_prob, features, maps = zip(*outputs, strict=True)
         mean, joined = keras.layers.Average()(y_prob), keras.layers.Concatenate()(maps)
         whole = keras.Model(image, [mean, features[0], joined])
@@ -213,15 +213,16 @@ def _choose_maps(backbone: keras.Model) -> keras.KerasTensor:
     return fine[-1] if fine else outputs[0]
 
 
-def _run_parts(member: keras.Sequential, image: keras.KerasTensor) -> list[keras.KerasTensor]:
-    """Probabilities, features and maps of one classifier."""
+def _expose_parts(member: keras.Sequential) -> keras.Model:
+    """One classifier, from images to probabilities, features and maps."""
     backbone = member.get_layer("backbone")
     stage = min(FEATURE_STAGE, top_stage_of(backbone))
     features = backbone.get_layer(STAGE_OUTPUTS[stage]).output
     inner = keras.Model(backbone.input, [features, _choose_maps(backbone), backbone.output])
+    image = keras.Input(member.input_shape[1:])
     features, maps, top = inner(member.get_layer("preprocessing")(image))
     pooled = keras.layers.GlobalAveragePooling2D()(features)
-    return [member.get_layer("head")(top), pooled, maps]
+    return keras.Model(image, [member.get_layer("head")(top), pooled, maps])
 
 
 def _join(parts: list[Outputs]) -> Outputs:

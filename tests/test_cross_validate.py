@@ -1,0 +1,185 @@
+"""Cross-validation: folds and seeds in real processes, and what is said of them together."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY
+
+from skinlesion.cli import main
+from skinlesion.config import make_config
+from skinlesion.data.ham10000 import load_metadata
+from skinlesion.data.isic_csv import read_isic
+from skinlesion.data.near_duplicates import read_near_duplicates
+from skinlesion.data.split import make_split, split_rest, write_split
+from skinlesion.evaluation.calibration import calibrate
+from skinlesion.evaluation.cross_validate import cross_validate
+from skinlesion.evaluation.evaluate import FOLDS_NOTE
+from skinlesion.files import InputError, write_csv
+from skinlesion.model.jobs import Job, run_jobs
+from skinlesion.model.run import Run
+from skinlesion.model.train import train
+
+PROBE = make_config("probe", **TINY, limit=14, deterministic=True)
+"""What is quickly trained: a linear layer."""
+
+
+def train_here(data, out, config, splits, seeds=(42,)):
+    """The runs of a cross-validation, trained in this process, which has loaded TensorFlow."""
+    for number, split in enumerate(splits, start=1):
+        csv = write_csv(out / "splits" / f"fold_{number}.csv", split)
+        for seed in seeds:
+            folder = out / f"fold_{number}" / f"seed_{seed}"
+            settings = config.model_copy(update={"seed": seed})
+            calibrate(train(data, folder, settings, splits=csv), data)
+
+
+def make_folds(data):
+    """Two folds, each the test of one model."""
+    table, pairs = load_metadata(data), read_near_duplicates()
+    return [make_split(table, fold=(number, 2), pairs=pairs) for number in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def folds_of_two_seeds(sample, tmp_path_factory):
+    """A folder with all trainings of two folds with two seeds; read only."""
+    out = tmp_path_factory.mktemp("seeds") / "folds"
+    train_here(sample, out, PROBE, make_folds(sample), seeds=(1, 2))
+    return out
+
+
+def test_a_killed_training_dies_with_its_parent_and_ends_with_the_same_figures(
+    folds_of_two_seeds, sample, tmp_path
+):
+    whole = Path(shutil.copytree(folds_of_two_seeds, tmp_path / "whole"))
+    cross_validate(sample, whole, PROBE, folds=2, seeds=[1])
+    killed = Path(shutil.copytree(whole, tmp_path / "killed"))
+    for left_out in ("fold_2/seed_1", "evaluation"):
+        shutil.rmtree(killed / left_out)
+    command = [sys.executable, "-m", "skinlesion", "cross-validate", "--data", str(sample)]
+    command += ["--run", str(killed), "--folds", "2", "--seeds", "1", "--recipe", "probe"]
+    command += ["--image-size", "32", "32", "--batch-size", "16", "--weights", "none"]
+    command += ["--set", "top_stage=conv2", "--limit", "14", "--deterministic"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        lines = iter(process.stdout.readline, "")
+        said = [next(line for line in lines if "training 2 of 2" in line)]
+        said.append(next(line for line in lines if "fitting the head" in line))
+        os.kill(process.pid, signal.SIGKILL)
+        said += lines  # to the end, which comes when the training is gone too
+    assert "finished" not in "".join(said)
+    assert not (killed / "fold_2" / "seed_1" / "model").exists()
+    cross_validate(sample, killed, PROBE, folds=2, seeds=[1])
+    for name in ("folds.csv", "evaluation/metrics.json", "fold_2/seed_1/predictions_test.csv"):
+        assert (killed / name).read_text() == (whole / name).read_text()
+
+
+def test_each_image_is_predicted_by_the_models_that_have_not_seen_it(
+    folds_of_two_seeds, sample, tmp_path, capsys
+):
+    out = Path(shutil.copytree(folds_of_two_seeds, tmp_path / "folds"))
+    metrics = cross_validate(sample, out, PROBE, folds=2, seeds=[1, 2])
+    assert metrics["n"] == 84
+    names, _ = read_isic(out / "evaluation" / "predictions.csv")
+    assert sorted(names) == sorted(load_metadata(sample)["image_id"])
+    for number in (1, 2):
+        fold = Run(out / f"fold_{number}")
+        assert [member["run"] for member in fold.members] == ["seed_1", "seed_2"]
+        ids = list(fold.rows("test")["image_id"])
+        assert len(fold.read_predictions("test", ids)) == len(ids)
+    table = pd.read_csv(out / "folds.csv", index_col="run")
+    assert list(table.index) == ["fold_1", "fold_2", "mean", "min", "max"]
+    values = [
+        json.loads((out / fold / "evaluation" / "metrics.json").read_text())["overall"]["macro_auc"]
+        for fold in ("fold_1", "fold_2")
+    ]
+    assert table["macro_auc"]["mean"] == pytest.approx(np.mean([one["value"] for one in values]))
+    # The folder is no model, and its figures are not those of one.
+    written = json.loads((out / "evaluation" / "metrics.json").read_text())
+    assert written["note"] == FOLDS_NOTE
+    assert FOLDS_NOTE in capsys.readouterr().out
+    with pytest.raises(InputError, match="neither a trained run nor a saved model"):
+        Run.find(out)
+
+
+def test_with_a_split_its_test_judges_the_ensemble(sample, tmp_path, capsys):
+    out, csv = tmp_path / "folds", tmp_path / "splits.csv"
+    split, pairs = write_split(sample, csv), read_near_duplicates()
+    folds = [split_rest(split, (number, 2), seed=42, pairs=pairs) for number in (1, 2)]
+    train_here(sample, out, PROBE, folds)
+    metrics = cross_validate(sample, out, PROBE, folds=2, splits=csv)
+    tested = split[split["split"] == "test"]
+    assert metrics["n"] == len(tested)
+    assert "note" not in metrics
+    ensemble = Run.find(out)
+    assert [member["run"] for member in ensemble.members] == ["fold_1/seed_42", "fold_2/seed_42"]
+    assert set(ensemble.rows("test")["image_id"]) == set(tested["image_id"])
+    table = pd.read_csv(out / "folds.csv", index_col="run")
+    assert list(table.index) == ["fold_1/seed_42", "fold_2/seed_42", "mean", "min", "max"]
+    # The same command again trains and measures nothing.
+    capsys.readouterr()
+    assert cross_validate(sample, out, PROBE, folds=2, splits=csv) == ensemble.metrics
+    assert "predicting" not in capsys.readouterr().out
+
+
+def test_what_does_not_fit_is_refused_before_any_training(folds_of_two_seeds, sample, tmp_path):
+    before = sorted(folds_of_two_seeds.rglob("*"))
+
+    def refuse(message, config=PROBE, out=folds_of_two_seeds, **options):
+        with pytest.raises(InputError, match=message) as caught:
+            cross_validate(sample, out, config, **options)
+        assert "\n" not in str(caught.value)
+
+    refuse(r"fold_1\.csv: holds another split, .* number of folds", folds=3, seeds=[1])
+    write_split(sample, tmp_path / "splits.csv")
+    refuse(r"fold_1\.csv: holds another split", folds=2, splits=tmp_path / "splits.csv")
+    other = PROBE.model_copy(update={"limit": 20})
+    refuse(
+        r"seed_1: was started with other settings \(limit: 14, here 20\)", other, seeds=[1], folds=2
+    )
+    refuse("each seed can be given once. Received: 1, 1", folds=2, seeds=[1, 1])
+    refuse("seed: input should be greater than or equal to 0", folds=2, seeds=[-1])
+    original = make_config("original", **TINY | {"image_size": (97, 97)})
+    refuse("the original split has no folds", original, out=tmp_path / "new")
+    refuse("holds a run that was trained", out=folds_of_two_seeds / "fold_1" / "seed_1")
+    assert sorted(folds_of_two_seeds.rglob("*")) == before
+    assert not (tmp_path / "new").exists()
+    # A run of another split in the place of a fold.
+    moved = Path(shutil.copytree(folds_of_two_seeds, tmp_path / "moved"))
+    shutil.rmtree(moved / "fold_2" / "seed_1")
+    shutil.copytree(moved / "fold_1" / "seed_1", moved / "fold_2" / "seed_1")
+    refuse("fold_2/seed_1: was started with another split", out=moved, folds=2, seeds=[1])
+
+
+def test_several_seeds_can_follow_the_option(sample, tmp_path, capsys):
+    command = ["cross-validate", "--data", str(sample), "--run", str(tmp_path / "out")]
+    assert main([*command, "--seeds", "4", "7", "4", "--weights", "none"]) == 2
+    assert "can be given once. Received: 4, 7, 4" in capsys.readouterr().err
+
+
+def test_a_training_that_ends_badly_stops_the_others(flat_data, tmp_path):
+    """Other commands stand for trainings: one of bad input, and one with a finding."""
+    next(flat_data.rglob("*.jpg")).unlink()
+    last = Job(tmp_path / "last", ["sample", str(tmp_path / "last")])
+    for command, error, message in (
+        (["audit", "missing.csv"], InputError, "its training was refused, for the reason above"),
+        (
+            ["check", "--data", str(flat_data), "--out", str(tmp_path)],
+            ChildProcessError,
+            "status 1",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            run_jobs([Job(tmp_path / "first", command), last])
+        assert not last.folder.exists()
+
+
+def test_no_training_is_begun_at_the_time_limit(tmp_path):
+    assert not run_jobs([Job(tmp_path / "run", ["sample", str(tmp_path / "run")])], time_limit=1e-3)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,185 @@
+"""Ensembles: one saved model that averages others, used as a run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY
+
+from skinlesion.config import make_config
+from skinlesion.data.ham10000 import list_images, load_metadata
+from skinlesion.data.split import make_split, split_rest
+from skinlesion.demo.predict import predict_image
+from skinlesion.evaluation.calibration import calibrate, fit_temperature, load_calibration
+from skinlesion.evaluation.compare import compare
+from skinlesion.evaluation.ensemble_run import make_ensemble
+from skinlesion.evaluation.evaluate import evaluate, evaluate_together
+from skinlesion.evaluation.export import export
+from skinlesion.evaluation.gradcam import compute_grad_cam
+from skinlesion.files import InputError, write_csv
+from skinlesion.model.predictor import Predictor
+from skinlesion.model.run import Run
+from skinlesion.model.train import train
+
+
+@pytest.fixture(scope="module")
+def split(sample):
+    return make_split(load_metadata(sample))
+
+
+@pytest.fixture(scope="module")
+def runs(sample, split, tmp_path_factory):
+    """Three runs of one test: of both folds of the other images, and of the first again."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = []
+    for seed, number in ((1, 1), (2, 2), (3, 1)):
+        csv = write_csv(folder / f"fold_{number}.csv", split_rest(split, (number, 2), seed=42))
+        config = make_config("probe", **TINY, limit=14, seed=seed)
+        made.append(train(sample, folder / f"run_{seed}", config, splits=csv).folder)
+        calibrate(made[-1], sample)
+    return made
+
+
+@pytest.fixture(scope="module")
+def members(runs):
+    """Those of two folds."""
+    return runs[:2]
+
+
+@pytest.fixture(scope="module")
+def ensemble(members, tmp_path_factory):
+    """The ensemble of them; read only."""
+    return make_ensemble(tmp_path_factory.mktemp("ensemble") / "both", members)
+
+
+@pytest.fixture(scope="module")
+def images(members, sample):
+    predictor = Predictor.load(members[0])
+    return np.stack([predictor.decode(path) for path in list(list_images(sample).values())[:9]])
+
+
+def test_probabilities_are_the_mean_of_the_members(members, ensemble, images):
+    expected = np.mean([Predictor.load(run).predict_images(images).y_prob for run in members], 0)
+    assert np.allclose(Predictor.load(ensemble).predict_images(images).y_prob, expected, atol=1e-6)
+    whole = ensemble.load_model().predict_on_batch(images.astype("float32"))
+    assert np.allclose(whole, expected, atol=1e-6)
+
+
+def test_it_is_calibrated_on_what_no_used_member_was_trained_on(members, ensemble, split):
+    """Each image outside the test is the validation of one member, whose prediction counts."""
+    rows = [Run(run).rows("validation") for run in members]
+    y_prob = [
+        Run(run).read_predictions("validation", list(part["image_id"]))
+        for run, part in zip(members, rows, strict=True)
+    ]
+    calibration = load_calibration(ensemble)
+    assert calibration.n_validation == (split["split"] != "test").sum()
+    labels = pd.concat(rows)["label"].to_numpy()
+    assert calibration.temperature == pytest.approx(fit_temperature(labels, np.concatenate(y_prob)))
+    first = load_calibration(members[0])
+    assert calibration.ood.threshold == first.ood.threshold
+    assert calibration.quality == first.quality
+
+
+def test_runs_of_one_split_are_calibrated_on_the_mean_of_their_predictions(runs, tmp_path):
+    seeds = [Run(runs[0]), Run(runs[2])]
+    rows = seeds[0].rows("validation")
+    ids = list(rows["image_id"])
+    mean = np.mean([run.read_predictions("validation", ids) for run in seeds], axis=0)
+    fitted = load_calibration(make_ensemble(tmp_path / "both", seeds))
+    assert fitted.n_validation == len(ids)
+    assert fitted.temperature == pytest.approx(fit_temperature(rows["label"].to_numpy(), mean))
+
+
+def test_heat_maps_are_those_of_the_mean_logit(members, ensemble, images):
+    predictor, others = Predictor.load(ensemble), [Predictor.load(run) for run in members]
+    maps = predictor.predict_images(images, maps=True).maps
+    parts = [one.predict_images(images, maps=True).maps for one in others]
+    assert np.allclose(maps, np.concatenate(parts, axis=-1), atol=1e-4)
+    logits = [one.logits.predict_on_batch(part) for one, part in zip(others, parts, strict=True)]
+    assert np.allclose(predictor.logits.predict_on_batch(maps), np.mean(logits, 0), atol=1e-4)
+    assert compute_grad_cam(predictor, maps, np.arange(9) % 7).max() == 1
+
+
+def test_unlike_images_are_found_in_the_features_of_the_first_member(members, ensemble, images):
+    first = Predictor.load(members[0]).predict_images(images).features
+    assert np.allclose(Predictor.load(ensemble).predict_images(images).features, first, atol=1e-4)
+
+
+def test_it_is_evaluated_compared_predicted_with_and_exported_like_a_run(
+    members, ensemble, sample, tmp_path
+):
+    folder = Path(shutil.copytree(ensemble.folder, tmp_path / "ensemble"))
+    metrics = evaluate(folder, data=sample)
+    assert metrics["n"] == len(ensemble.rows("test"))
+    card = (folder / "evaluation" / "model_card.md").read_text()
+    assert "the mean of the probabilities of 2 models" in card
+    assert "run_1 (seed 1)" in card and "run_2 (seed 2)" in card
+    assert "One training with one seed" not in card
+    member = Path(shutil.copytree(members[0], tmp_path / "member"))
+    shutil.copy(folder / "predictions_test.csv", member)
+    assert compare(member, folder, tmp_path / "comparison")["mcnemar"]["p_value"] == 1
+    assert predict_image(folder, next(iter(list_images(sample).values()))).probabilities
+    assert export(folder, "saved_model", tmp_path / "saved") < 1e-4
+
+
+def test_the_same_ensemble_is_kept_and_another_one_is_made_anew(
+    members, ensemble, tmp_path, capsys
+):
+    folder = Path(shutil.copytree(ensemble.folder, tmp_path / "ensemble"))
+    (folder / "predictions_test.csv").write_text("kept")
+    make_ensemble(folder, members)
+    assert (folder / "predictions_test.csv").is_file()
+    assert "finished already" in capsys.readouterr().out
+    again = make_ensemble(folder, members[::-1])
+    assert not (folder / "predictions_test.csv").exists()
+    assert [member["seed"] for member in again.members] == [2, 1]
+    # As if killed before the members of the new model were written.
+    described = json.loads((ensemble.folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(described))
+    assert [member["seed"] for member in make_ensemble(folder, members[::-1]).members] == [2, 1]
+
+
+def change(run, folder, *, split=None, **values):
+    """A copy of a run with other entries in its `config.json`, and with another split."""
+    copy = Path(shutil.copytree(run, folder))
+    path = copy / "config.json"
+    described = json.loads(path.read_text())
+    for name, value in values.items():
+        described[name] |= value
+    path.write_text(json.dumps(described))
+    if split is not None:
+        write_csv(copy / "splits.csv", split)
+    return copy
+
+
+def test_runs_that_do_not_fit_are_refused(members, ensemble, split, tmp_path):
+    def refuse(message, *runs, out=tmp_path / "out"):
+        with pytest.raises(InputError, match=message) as caught:
+            make_ensemble(out, runs)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "out").exists()
+
+    first = members[0]
+    refuse("2 to 20 different runs. Received: 1", first)
+    refuse("given more than once", *members, first / "model")
+    refuse("an ensemble itself", ensemble, *members)
+    wide = change(members[1], tmp_path / "wide", config={"image_size": [32, 48]})
+    refuse(r"other settings \(image_size: \(32, 32\), here \(32, 48\)\)", first, wide)
+    other = change(members[1], tmp_path / "other", dataset={"fingerprint": "0" * 64})
+    refuse("trained on different datasets", first, other)
+    fold = change(members[1], tmp_path / "fold", split=make_split(split, fold=(1, 2)))
+    refuse("have different test images", first, fold)
+    refuse("holds a run that was trained", *members, out=first)
+
+
+def test_a_missing_fold_is_noticed(members, sample, split, tmp_path):
+    folds = [
+        change(run, tmp_path / run.name, split=make_split(split, fold=(number, 3)))
+        for number, run in enumerate(members, start=1)
+    ]
+    with pytest.raises(InputError, match=r"of 84 images are in no test \(.*\): a fold is missing"):
+        evaluate_together(folds, tmp_path / "out", data=sample)
