@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,6 +21,8 @@ from skinlesion.evaluation.evaluate import evaluate, evaluate_together
 from skinlesion.evaluation.export import export
 from skinlesion.evaluation.gradcam import compute_grad_cam
 from skinlesion.files import InputError, write_csv
+from skinlesion.model.bundle import require_classifier
+from skinlesion.model.ensemble import find_members
 from skinlesion.model.predictor import Predictor
 from skinlesion.model.run import Run
 from skinlesion.model.train import train
@@ -92,6 +95,17 @@ def test_runs_of_one_split_are_calibrated_on_the_mean_of_their_predictions(runs,
     fitted = load_calibration(make_ensemble(tmp_path / "both", seeds))
     assert fitted.n_validation == len(ids)
     assert fitted.temperature == pytest.approx(fit_temperature(rows["label"].to_numpy(), mean))
+
+
+def test_each_member_of_a_loaded_network_is_checked(ensemble):
+    model, image = ensemble.load_model(), keras.Input((32, 32, 3))
+    with pytest.raises(InputError, match="must take and give arrays of shapes"):
+        require_classifier(model, (64, 64), "it")
+    other = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(7)])
+    outputs = [member(image) for member in (*find_members(model), other)]
+    mixed = keras.Model(image, keras.layers.Average()(outputs))
+    with pytest.raises(InputError, match="its parts must be preprocessing, backbone, head, not"):
+        require_classifier(mixed, (32, 32), "it")
 
 
 def test_heat_maps_are_those_of_the_mean_logit(members, ensemble, images):
