@@ -69,7 +69,7 @@ def make_ensemble(out: Path, runs: Sequence[str | Path | Run]) -> Run:
         shutil.copy2(first.folder / GAPS_NAME, ensemble.folder)
     # Written last: where it names the members, the model is theirs.
     write_json(ensemble.folder / "config.json", first.description | {"members": described})
-    say(f"ensemble: {len(members)} models in {ensemble.model_dir}; {calibration.describe()}")
+    say(f"ensemble: {len(members)} models in {ensemble.model_dir}")
     return ensemble
 
 
