@@ -54,6 +54,7 @@ ROOMS = {
         "ood",
         "quality",
         "costs",
+        "temperature",
         "calibration",
         "ensemble_run",
         "decision_metrics",

@@ -8,13 +8,14 @@ from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 
+from skinlesion.config import make_config
 from skinlesion.evaluation import calibration as steps
+from skinlesion.evaluation import temperature as temperature_scaling
 from skinlesion.evaluation.bootstrap import draw_weights
 from skinlesion.evaluation.calibration import (
     Calibration,
-    apply_temperature,
     calibrate,
-    fit_temperature,
+    find_prior,
     load_calibration,
     make_prediction_sets,
     sum_malignant,
@@ -26,23 +27,30 @@ from skinlesion.evaluation.decision_metrics import (
 )
 from skinlesion.evaluation.ood import OODDetector
 from skinlesion.evaluation.quality import QualityLimits
+from skinlesion.evaluation.temperature import apply_temperature
 from skinlesion.files import InputError
 from skinlesion.model.predictor import Predictor
 from skinlesion.model.run import Run
 
+UNIFORM = np.full(7, 1 / 7)
 PASSED_ON = {
     "ood": OODDetector(np.zeros(2), np.eye(2), 1.0),
     "quality": QualityLimits(0.0, 0.0, 0.0, 1.0),
 }
 
 
-def fit_calibration(y_true, y_prob):
-    return steps.fit_calibration(y_true, y_prob, **PASSED_ON)
+def fit_temperature(y_true, y_prob):
+    return temperature_scaling.fit_temperature(y_true, y_prob, UNIFORM)
 
 
-def make_calibration(set_threshold):
+def fit_calibration(y_true, y_prob, prior=UNIFORM):
+    return steps.fit_calibration(y_true, y_prob, prior=prior, **PASSED_ON)
+
+
+def make_calibration(set_threshold, prior=UNIFORM, temperature=1.0):
     thresholds = {"0.90": 0.5, "0.95": 0.5}
-    return Calibration(1.0, thresholds, set_threshold, 100, 30, **PASSED_ON)
+    shares = tuple(prior.tolist())
+    return Calibration(temperature, thresholds, set_threshold, 100, 30, shares, **PASSED_ON)
 
 
 def simulate(count, *, temperature, seed):
@@ -288,12 +296,58 @@ class TestPredictionSets:
         assert alone.sum() == 1
 
 
+RARE = np.array([0.04, 0.06, 0.1, 0.05, 0.1, 0.6, 0.05])
+"""A prior in which melanoma (4) is six times as rare as nevus (5)."""
+
+
+class TestPrior:
+    """Networks that were trained with class weights take all classes for equally frequent."""
+
+    def test_hand_worked(self):
+        y_prob = np.zeros((1, 7))
+        y_prob[0, [4, 5]] = 0.6, 0.4
+        calibration = make_calibration(0.35, RARE)
+        calibrated = calibration.apply(y_prob)
+        # 0.6 * 0.1 = 0.06 against 0.4 * 0.6 = 0.24.
+        assert calibrated[0, [4, 5]] == pytest.approx([0.2, 0.8])
+        assert calibration.balance(calibrated) == pytest.approx(y_prob)
+        # The decision and the prediction set give both classes the same weight.
+        assert calibration.decide(calibrated) == [4]
+        assert np.flatnonzero(make_prediction_sets(calibrated, calibration)[0]).tolist() == [4, 5]
+
+    @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+    def test_the_decision_is_that_of_the_network(self, temperature):
+        _, y_prob = simulate(500, temperature=1.0, seed=2)
+        calibration = make_calibration(0.1, RARE, temperature)
+        calibrated = calibration.apply(y_prob)
+        assert calibrated.sum(axis=1) == pytest.approx(1)
+        assert np.array_equal(calibration.decide(calibrated), y_prob.argmax(axis=1))
+
+    def test_it_gives_the_probabilities_that_a_population_has(self):
+        # Labels as frequent as in RARE, and a network that knows all but these shares.
+        rng = np.random.default_rng(0)
+        y_true = rng.choice(7, 20_000, p=RARE)
+        evidence = rng.normal(size=(20_000, 7)) + 1.5 * np.eye(7)[y_true]
+        y_prob = softmax(1.5 * evidence, axis=1)  # Bayes' rule for these normal distributions
+        calibration = fit_calibration(y_true, y_prob, RARE)
+        assert calibration.temperature == pytest.approx(1, abs=0.02)
+        calibrated = calibration.apply(y_prob)
+        assert calibrated.mean(axis=0) == pytest.approx(RARE, abs=0.01)
+        assert y_prob.mean(axis=0)[5] < 0.5
+
+    def test_it_is_that_of_the_training_images(self):
+        labels = np.array([5, 5, 5, 4])
+        weighted, plain = make_config("default"), make_config("original")
+        assert find_prior(labels, weighted) * 11 == pytest.approx([1, 1, 1, 1, 2, 4, 1])
+        assert find_prior(labels, plain) == pytest.approx(UNIFORM)
+
+
 def test_selective_prediction_hand_worked():
     y_prob = np.zeros((4, 7))
     y_prob[:, 5] = [0.9, 0.8, 0.7, 0.6]
     y_prob[:, 4] = 1 - y_prob[:, 5]
     weights, _ = draw_weights(4, n_bootstrap=0)
-    rows = compute_selective_prediction(np.array([5, 5, 4, 4]), y_prob, weights)
+    rows = compute_selective_prediction(np.array([5, 5, 4, 4]), np.full(4, 5), y_prob, weights)
     everything = rows[0]
     assert everything["coverage"] == 1
     assert everything["error"]["value"] == everything["missed"]["value"] * 0.5 == 0.5
@@ -312,7 +366,10 @@ class TestStep:
         y_prob = run.read_predictions("validation", list(rows["image_id"]))
         calibration = load_calibration(run)
         assert calibration.n_validation == len(rows)
-        assert calibration.temperature == pytest.approx(fit_temperature(rows["label"], y_prob))
+        prior = find_prior(run.rows("train")["label"].to_numpy(), run.config)
+        assert calibration.prior == pytest.approx(prior)
+        temperature = temperature_scaling.fit_temperature(rows["label"], y_prob, prior)
+        assert calibration.temperature == pytest.approx(temperature)
         malignant = rows["dx"].isin(["akiec", "bcc", "mel"]).sum()
         assert calibration.n_malignant == malignant
         assert "temperature" in calibration.summary().index

@@ -14,8 +14,8 @@ from skinlesion.diagnoses import CLASS_CODES, LABEL_OF
 from skinlesion.evaluation.bootstrap import draw_weights
 from skinlesion.evaluation.calibration import calibrate, load_calibration
 from skinlesion.evaluation.costs import (
-    BY_CONFIDENCE,
     BY_COST,
+    BY_RATIO,
     FIGURES,
     CostTable,
     compute_cost_decision,
@@ -131,7 +131,6 @@ class TestRule:
         # probable one of the malignant classes.
         table = read_costs(write(tmp_path, TEN_TO_ONE))
         y_prob = make_probabilities(nv=0.8, bkl=0.05, mel=0.1, bcc=0.05)
-        assert decide(y_prob, None) == LABEL_OF["nv"]
         assert decide(y_prob, table) == LABEL_OF["mel"]
         # 0.09 * 10 = 0.9 and 0.91 * 1: the false alarm costs more.
         assert decide(make_probabilities(nv=0.91, mel=0.09), table) == LABEL_OF["nv"]
@@ -180,12 +179,19 @@ def test_both_rules_are_measured_hand_worked(tmp_path):
     )
     y_true = np.array([LABEL_OF[code] for code in ("mel", "mel", "nv", "nv")])
     weights, _ = draw_weights(4, n_bootstrap=0)
-    found = compute_cost_decision(y_true, y_prob, table, groups=np.arange(4), weights=weights)
+    found = compute_cost_decision(
+        y_true,
+        y_prob,
+        table,
+        by_ratio=y_prob.argmax(axis=1),
+        groups=np.arange(4),
+        weights=weights,
+    )
     values = {
         rule: {name: row["value"] for name, row in figures.items()}
         for rule, figures in found["rules"].items()
     }
-    plain, by_cost = values[BY_CONFIDENCE], values[BY_COST]
+    plain, by_cost = values[BY_RATIO], values[BY_COST]
     assert list(plain) == list(by_cost) == list(FIGURES)
     assert (plain["mean_cost"], by_cost["mean_cost"]) == (10 / 4, 1 / 4)
     assert found["saved"]["value"] == 9 / 4
@@ -203,13 +209,14 @@ class TestModel:
         """Benign mistakes for malignant cost nearly nothing, so all decisions are malignant."""
         return write(tmp_path, TEN_TO_ONE.replace("10", "100000"))
 
-    def test_without_costs_the_highest_confidence_decides(self, trained_run, pictures):
+    def test_without_costs_each_class_has_the_same_weight(self, trained_run, pictures):
         model = CalibratedPredictor(trained_run)
         assert model.calibration.costs is None
+        rule = "decides by the highest probability relative to frequency"
         for one in model.predict_files(pictures[:5]):
-            assert one.result.decision == one.result.diagnoses[0].code
-            assert one.result.rule == "decides by the highest confidence"
-            assert "decides by the highest confidence" in html.render_result(inside(one.result))
+            assert LABEL_OF[one.result.prediction] == one.y_prob.argmax()
+            assert one.result.rule == rule
+            assert rule in html.render_result(inside(one.result))
 
     def test_with_costs_everything_follows_them(self, run_copy, costly, pictures, tmp_path, capsys):
         before = Run(run_copy).digest
@@ -225,12 +232,12 @@ class TestModel:
         assert list(table["prediction"]) == [malignant[i] for i in probabilities.argmax(axis=1)]
         assert table["malignant"].all()
         result = CalibratedPredictor(run_copy).predict_file(pictures[0]).result
-        assert "decides by the lowest expected cost (table costs.csv)" in result.sentence
+        assert result.rule == "decides by the lowest expected cost (table costs.csv)"
         assert result.operating_point.threshold is None
         assert "error rates of this rule were not measured" in result.sentence
-        assert json.loads(json.dumps(result.to_dict()))["decision"] == result.decision
+        assert json.loads(json.dumps(result.to_dict()))["prediction"] == result.prediction
 
-    def test_none_brings_the_highest_confidence_back(self, run_copy, costly):
+    def test_none_brings_the_rule_without_costs_back(self, run_copy, costly):
         values, _ = Run(run_copy).read_calibration()
         calibrate(run_copy, costs=costly)
         assert load_calibration(run_copy).costs == read_costs(costly)
@@ -260,7 +267,7 @@ class TestModel:
         found = metrics["cost_decision"]
         assert found["rules"][BY_COST]["sensitivity"]["value"] == 1
         assert found["rules"][BY_COST]["specificity"]["value"] == 0
-        plain = found["rules"][BY_CONFIDENCE]
+        plain = found["rules"][BY_RATIO]
         for name in ("accuracy", "balanced_accuracy", "macro_f1"):
             assert plain[name] == pytest.approx(metrics["overall"][name])
         assert plain["sensitivity_mel"] == metrics["per_class"]["mel"]["sensitivity"]

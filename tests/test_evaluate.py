@@ -16,7 +16,7 @@ from skinlesion.data.images import load_images
 from skinlesion.data.isic_csv import read_isic, write_isic
 from skinlesion.data.split import read_split, write_split
 from skinlesion.diagnoses import CLASS_CODES, LABEL_OF, SYNTHETIC_NOTE
-from skinlesion.evaluation.calibration import apply_temperature, calibrate, load_calibration
+from skinlesion.evaluation.calibration import calibrate, load_calibration
 from skinlesion.evaluation.compare import compare
 from skinlesion.evaluation.evaluate import (
     evaluate,
@@ -24,6 +24,7 @@ from skinlesion.evaluation.evaluate import (
     evaluate_together,
 )
 from skinlesion.evaluation.score import score
+from skinlesion.evaluation.temperature import apply_temperature
 from skinlesion.files import InputError
 from skinlesion.model.predictor import Predictor
 from skinlesion.model.run import Run

@@ -70,7 +70,9 @@ def test_learning_curves_without_an_epoch_say_why():
 
 def test_sample_predictions_are_green_when_right_and_red_when_wrong():
     images = [np.zeros((6, 8, 3), np.uint8)] * 2
-    figure = plots.plot_sample_predictions(images, np.array([4, 4]), np.eye(7)[[4, 5]] * 0.9)
+    figure = plots.plot_sample_predictions(
+        images, np.array([4, 4]), np.array([4, 5]), np.full(2, 0.9)
+    )
     right, wrong = figure.axes[:2]
     assert right.get_title() == "true mel\npredicted mel 90%"
     assert wrong.get_title() == "true mel\npredicted nv 90%"
@@ -131,7 +133,7 @@ def test_risk_coverage_and_forest_show_values_and_intervals():
 
 
 def test_no_images_is_a_figure_that_says_so():
-    figure = plots.plot_sample_predictions([], np.zeros(0, int), np.zeros((0, 7)))
+    figure = plots.plot_sample_predictions([], *np.zeros((2, 0), int), np.zeros(0))
     (ax,) = figure.axes
     assert texts(ax) == ["no images"]
     assert not ax.axison

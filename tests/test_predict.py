@@ -20,7 +20,6 @@ from skinlesion.demo.predict import (
 )
 from skinlesion.demo.result import TABLE_COLUMNS, Failure
 from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
-from skinlesion.evaluation.calibration import apply_temperature
 from skinlesion.files import InputError
 from skinlesion.model.predictor import Predictor
 from skinlesion.model.run import Run
@@ -47,7 +46,7 @@ def notes(tmp_path):
 def test_probabilities_are_the_calibrated_ones(model, pictures, trained_run):
     result = predict_image(trained_run, pictures[5])
     y_prob = model.predictor.predict_files([pictures[5]]).y_prob
-    calibrated = apply_temperature(y_prob, model.calibration.temperature)[0]
+    calibrated = model.calibration.apply(y_prob)[0]
     assert list(result.probabilities) == list(CLASS_CODES)
     assert list(result.probabilities.values()) == pytest.approx(list(calibrated), abs=1e-6)
     assert sum(result.probabilities.values()) == pytest.approx(1)

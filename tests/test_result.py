@@ -45,8 +45,8 @@ MELANOMA = Result(
         )
     ),
     p_malignant=0.6,
-    decision="mel",
-    rule="decides by the highest confidence",
+    prediction="mel",
+    rule="decides by the highest probability relative to frequency",
     is_malignant=True,
     prediction_set=("mel", "nv"),
     operating_point=MEASURED,
@@ -104,7 +104,7 @@ def test_without_a_threshold_nothing_is_called_malignant():
     result = dataclasses.replace(
         MELANOMA, is_malignant=None, operating_point=OperatingPoint(None, 0)
     )
-    assert result.headline == "Most probable: melanoma"
+    assert result.headline == "Predicted: melanoma"
     assert "no threshold for malignancy" in result.sentence
     assert "uncertain" not in result.sentence
     assert "benign" not in html.render_result(result).split("<table>")[0]

@@ -117,7 +117,7 @@ def _add_single(content: Content) -> None:
             result = gr.HTML(html.render_nothing())
         with gr.Column():
             heat = gr.Image(
-                label="Regions that support the most probable diagnosis (Grad-CAM)",
+                label="Regions that support the predicted diagnosis (Grad-CAM)",
                 interactive=False,
                 visible=False,
                 height=320,
@@ -199,7 +199,7 @@ def _add_endpoints(content: Content) -> None:
         return or_error(lambda: model.predict_file(_given(image))).result.to_dict()
 
     def explain(image: str | None) -> np.ndarray:
-        """Return the image with the Grad-CAM heat of its most probable diagnosis."""
+        """Return the image with the Grad-CAM heat of the predicted diagnosis."""
         return or_error(lambda: model.explain(model.predict_file(_given(image), maps=True)))
 
     def predict_many(files: list[str] | None) -> list[dict[str, Any]]:

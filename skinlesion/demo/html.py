@@ -13,8 +13,9 @@ CSS = (files("skinlesion.demo") / "page.css").read_text(encoding="utf-8")
 WAITING = "The result appears here."
 HOW_TO_READ = f"""\
 Probabilities are calibrated: of all images with {format_percent(0.7)}, about 7 in 10 should have
-that diagnosis. The ticked diagnoses are the prediction set. It contained the true diagnosis of 9 in
-10 validation images."""
+that diagnosis, if diagnoses are as frequent as among the training images. The ticked diagnoses are
+the prediction set. It contained the true diagnosis of 9 in 10 validation images, and gives rare
+diagnoses the same weight as frequent ones."""
 PROBLEMS = {
     "small": "It has few pixels and was enlarged. Important details may be missing.",
     "blurred": "It is less sharp than 99 % of the validation images.",
@@ -63,8 +64,8 @@ def make_short_table(results: Sequence[Result | Failure]) -> pd.DataFrame:
         {
             "Image": one.file,
             "Result": one.headline,
-            "Most probable": one.diagnoses[0].name,
-            "Probability": format_percent(one.diagnoses[0].probability),
+            "Prediction": one.predicted.name,
+            "Probability": format_percent(one.predicted.probability),
             "Prediction set": " ".join(one.prediction_set),
             "Malignant": format_percent(one.p_malignant),
             "Quality": ", ".join(one.problems) or "ok",
@@ -73,7 +74,7 @@ def make_short_table(results: Sequence[Result | Failure]) -> pd.DataFrame:
         else {"Image": one.file, "Result": one.error}
         for one in results
     ]
-    columns = ["Image", "Result", "Most probable", "Probability"]
+    columns = ["Image", "Result", "Prediction", "Probability"]
     columns += ["Prediction set", "Malignant", "Quality"]
     return pd.DataFrame(rows, columns=columns).fillna("")
 

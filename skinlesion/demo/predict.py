@@ -22,12 +22,10 @@ from skinlesion.demo.result import (
 )
 from skinlesion.diagnoses import CLASS_CODES, DIAGNOSES, LABEL_OF, SYNTHETIC_NOTE
 from skinlesion.evaluation.calibration import (
-    apply_temperature,
     load_calibration,
     make_prediction_sets,
     sum_malignant,
 )
-from skinlesion.evaluation.costs import decide
 from skinlesion.evaluation.gradcam import compute_grad_cam, overlay_heat
 from skinlesion.evaluation.ood import is_in_distribution
 from skinlesion.evaluation.quality import find_problems
@@ -140,12 +138,13 @@ class CalibratedPredictor:
         """Predict decoded images, one or more, in one pass of the network."""
         pixels = np.stack([image.pixels for image in images])
         outputs = self.predictor.predict_images(pixels, maps=maps)
-        calibrated = apply_temperature(outputs.y_prob, self.calibration.temperature)
+        calibrated = self.calibration.apply(outputs.y_prob)
+        decided = self.calibration.decide(calibrated)
         sets = make_prediction_sets(calibrated, self.calibration)
         scores = self.calibration.ood.compute_scores(outputs.features)
         return [
             Prediction(
-                self._make_result(image, calibrated[i], sets[i], float(scores[i])),
+                self._make_result(image, calibrated[i], sets[i], decided[i], float(scores[i])),
                 outputs.y_prob[i],
                 image.picture,
                 outputs.maps[i] if outputs.maps is not None else None,
@@ -154,7 +153,7 @@ class CalibratedPredictor:
         ]
 
     def explain(self, prediction: Prediction) -> np.ndarray:
-        """Draw an image with the Grad-CAM heat of its most probable diagnosis.
+        """Draw an image with the Grad-CAM heat of the diagnosis that the model decides on.
 
         Args:
             prediction: of this model, with maps.
@@ -163,7 +162,7 @@ class CalibratedPredictor:
             uint8 (height, width, 3), upright. The longest side has `SHOWN_SIZE` pixels.
         """
         assert prediction.maps is not None
-        label = LABEL_OF[prediction.result.diagnoses[0].code]
+        label = LABEL_OF[prediction.result.prediction]
         heat = compute_grad_cam(self.predictor, prediction.maps[None], np.array([label]))[0]
         picture = prediction.picture
         scale = SHOWN_SIZE / max(picture.size)
@@ -171,7 +170,12 @@ class CalibratedPredictor:
         return overlay_heat(np.asarray(picture.resize(size)), heat)
 
     def _make_result(
-        self, image: OpenedImage, probabilities: np.ndarray, in_set: np.ndarray, ood_score: float
+        self,
+        image: OpenedImage,
+        probabilities: np.ndarray,
+        in_set: np.ndarray,
+        decided: int,
+        ood_score: float,
     ) -> Result:
         diagnoses = [
             RankedDiagnosis(*diagnosis, float(probability), bool(chosen))
@@ -179,11 +183,10 @@ class CalibratedPredictor:
         ]
         diagnoses.sort(key=lambda diagnosis: -diagnosis.probability)
         p_malignant = float(sum_malignant(probabilities[None])[0])
-        decided = DIAGNOSES[decide(probabilities[None], self.calibration.costs)[0]]
         threshold = self.operating_point.threshold
         is_malignant = None if threshold is None else bool(p_malignant >= threshold)
         if self.calibration.costs:
-            is_malignant = decided.malignant
+            is_malignant = DIAGNOSES[decided].malignant
         problems = find_problems(image.pixels, self.calibration.quality, original_size=image.size)
         return Result(
             file=image.file,
@@ -192,7 +195,7 @@ class CalibratedPredictor:
             problems=tuple(problems),
             diagnoses=tuple(diagnoses),
             p_malignant=p_malignant,
-            decision=decided.code,
+            prediction=CLASS_CODES[decided],
             rule=self.calibration.rule,
             is_malignant=is_malignant,
             prediction_set=tuple(one.code for one in diagnoses if one.in_prediction_set),

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, LABEL_OF
+from skinlesion.diagnoses import CLASS_CODES
 from skinlesion.evaluation.calibration import FEW_MALIGNANT, Calibration, Count, Share
 from skinlesion.evaluation.costs import BY_COST
 from skinlesion.files import InputError
@@ -86,10 +86,10 @@ class Result:
         problems: quality problems, from `evaluation.quality.find_problems`.
         diagnoses: all diagnoses, the most probable first.
         p_malignant: probability of all malignant diagnoses together, 0 to 1.
-        decision: code of the diagnosis that the model decides on.
+        prediction: code of the diagnosis that the model decides on.
         rule: by which rule it decides, in a few words.
         is_malignant: whether `p_malignant` reaches the threshold; None without a threshold. If
-            costs decide: whether `decision` is malignant.
+            costs decide: whether `prediction` is malignant.
         prediction_set: codes of the diagnoses in the prediction set, the most probable first.
         operating_point: the threshold.
     """
@@ -100,7 +100,7 @@ class Result:
     problems: tuple[str, ...]
     diagnoses: tuple[RankedDiagnosis, ...]
     p_malignant: float
-    decision: str
+    prediction: str
     rule: str
     is_malignant: bool | None
     prediction_set: tuple[str, ...]
@@ -113,12 +113,17 @@ class Result:
         return {code: found[code] for code in CLASS_CODES}
 
     @property
+    def predicted(self) -> RankedDiagnosis:
+        """The diagnosis of `prediction`."""
+        return next(one for one in self.diagnoses if one.code == self.prediction)
+
+    @property
     def headline(self) -> str:
         """The result in a few words."""
         if not self.is_in_distribution:
             return "Does not look like a dermatoscopic image"
         if self.is_malignant is None:
-            return f"Most probable: {_lower(self.diagnoses[0].name)}"
+            return f"Predicted: {_lower(self.predicted.name)}"
         return "Predicted malignant" if self.is_malignant else "Predicted benign"
 
     @property
@@ -131,15 +136,13 @@ class Result:
                 "dermatoscope, with one lesion in the middle."
             )
         first, point = self.diagnoses[0], self.operating_point
-        likely = (
-            f"The most probable diagnosis is {_lower(first.name)} "
-            f"({format_percent(first.probability)})."
-        )
+        likely = f"The most probable diagnosis is {_name(first)}."
+        if self.predicted is not first:
+            likely += f" The model predicts {_name(self.predicted)}: it {self.rule}."
         if self.is_malignant is None:
             return f"{likely} The model has no threshold for malignancy."
         if point.threshold is None:
-            decided = _lower(CLASS_NAMES[LABEL_OF[self.decision]])
-            return f"{likely} The decision is {decided}: the model {self.rule}. {self._error_rate}"
+            return f"{likely} {self._error_rate}"
         side = "at or above" if self.is_malignant else "below"
         parts = [
             likely,
@@ -244,7 +247,7 @@ def _make_row(result: Result) -> dict[str, Any]:
     probabilities = result.probabilities.values()
     return {
         "file": result.file,
-        "prediction": result.decision,
+        "prediction": result.prediction,
         "malignant": result.is_malignant,
         **dict(zip(PROBABILITY_COLUMNS, probabilities, strict=True)),
         "p_malignant": result.p_malignant,
@@ -268,6 +271,10 @@ def _interval(share: Mapping[str, float]) -> dict[str, float] | None:
     if None in values.values():
         return None
     return TypeAdapter(dict[str, Share]).validate_python(values)
+
+
+def _name(diagnosis: RankedDiagnosis) -> str:
+    return f"{_lower(diagnosis.name)} ({format_percent(diagnosis.probability)})"
 
 
 def _lower(name: str) -> str:

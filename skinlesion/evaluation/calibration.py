@@ -12,16 +12,17 @@ import numpy as np
 import pandas as pd
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
-from scipy.optimize import minimize_scalar
-from scipy.special import softmax
 
+from skinlesion.config import Config
 from skinlesion.data.ham10000 import find_dataset
 from skinlesion.data.images import load_images
 from skinlesion.data.split import join_split, take_limited
-from skinlesion.evaluation.costs import BY_CONFIDENCE, BY_COST, CostTable, read_costs
+from skinlesion.diagnoses import NUM_CLASSES
+from skinlesion.evaluation.costs import BY_COST, BY_RATIO, CostTable, decide, read_costs
 from skinlesion.evaluation.metrics import MALIGNANT
 from skinlesion.evaluation.ood import OODDetector, fit_ood_detector
 from skinlesion.evaluation.quality import QualityLimits, fit_quality_limits, measure_quality
+from skinlesion.evaluation.temperature import apply_temperature, fit_temperature, normalise
 from skinlesion.files import InputError
 from skinlesion.machine import say
 from skinlesion.model.bundle import describe
@@ -31,18 +32,6 @@ SENSITIVITIES = (0.90, 0.95)
 """Sensitivities to malignancy for which a threshold is chosen."""
 COVERAGE = 0.90
 """Share of images whose true class the prediction set should contain."""
-PRIOR_SIGMA = 0.2
-"""Standard deviation of the prior of the log temperature. With 20 to 150 validation images, the
-mean log loss on held-out images stays within 2 % of the uncalibrated one: in simulations
-(`tests/test_calibration.py`), and for networks trained on the synthetic sample, where images of one
-lesion resemble each other. With 1,500 images, it is within 0.3 % of the log loss of the
-maximum-likelihood temperature."""
-UNSEEN_MISTAKES = 3
-"""Mistakes that a temperature below 1 has to pay for. Without a mistake among n images, the error
-rate may still be 3 / n (95 % confidence, the rule of three: Hanley and Lippman-Hand, JAMA 249
-(1983), doi:10.1001/jama.1983.03330370053031)."""
-LARGEST_LOG_TEMPERATURE = 3.0
-"""Bound of the search; the prior keeps the result far from it."""
 FEW_MALIGNANT = 30
 """Thresholds that rest on fewer malignant validation images are called uncertain."""
 
@@ -62,12 +51,16 @@ class Calibration:
         temperature: logits are divided by it; above 1 makes the model less confident.
         thresholds: target sensitivity (as text, such as `0.90`) to the probability of malignancy
             from which an image is called malignant; None without malignant validation images.
-        set_threshold: a class is in the prediction set if its probability is at least this.
+        set_threshold: a class is in the prediction set if its probability, with all classes taken
+            as equally frequent, is at least this.
         n_validation: number of validation images.
         n_malignant: number of malignant ones among them.
+        prior: share of each class, (classes,), among the images that the probabilities are meant
+            for: the training images. All equal for a network that was trained without class
+            weights, because its own probabilities follow these shares.
         ood: detects images unlike the training images.
         quality: limits of the quality of images.
-        costs: from which the decision follows; None: the highest confidence decides.
+        costs: from which the decision follows; None: each class has the same weight.
     """
 
     temperature: Annotated[float, Field(gt=0.01, lt=100, strict=True)]
@@ -75,6 +68,7 @@ class Calibration:
     set_threshold: Share
     n_validation: Count
     n_malignant: Count
+    prior: tuple[Annotated[float, Field(gt=0, lt=1, strict=True)], ...]
     ood: OODDetector
     quality: QualityLimits
     costs: CostTable | None = None
@@ -84,6 +78,8 @@ class Calibration:
         targets = [f"{sensitivity:.2f}" for sensitivity in SENSITIVITIES]
         if sorted(self.thresholds) != targets:
             raise ValueError(f"thresholds: must be for {targets}, not {sorted(self.thresholds)}")
+        if len(self.prior) != NUM_CLASSES or abs(sum(self.prior) - 1) > 1e-6:
+            raise ValueError(f"prior: must be {NUM_CLASSES} shares that add up to 1")
         if self.n_malignant > self.n_validation:
             raise ValueError("n_malignant: more than n_validation")
         if any((value is None) != (self.n_malignant == 0) for value in self.thresholds.values()):
@@ -99,8 +95,37 @@ class Calibration:
     def rule(self) -> str:
         """The rule by which the model decides on a diagnosis, in a few words."""
         if self.costs is None:
-            return f"decides by the {BY_CONFIDENCE}"
+            return f"decides by the {BY_RATIO}"
         return f"decides by the {BY_COST} (table {self.costs.name})"
+
+    def apply(self, y_prob: np.ndarray) -> np.ndarray:
+        """Calibrate probabilities.
+
+        A network trained with class weights takes all classes for equally frequent. Their true
+        shares come back by Bayes' rule (Saerens et al., Neural Computation 14:21 (2002),
+        doi:10.1162/089976602753284446).
+
+        Args:
+            y_prob: float (n, classes), uncalibrated.
+
+        Returns:
+            float64 (n, classes): how often each class is right among images as the training images.
+        """
+        return normalise(apply_temperature(y_prob, self.temperature) * self.prior)
+
+    def balance(self, calibrated: np.ndarray) -> np.ndarray:
+        """The probabilities (n, classes) if all classes were equally frequent."""
+        return normalise(calibrated / np.array(self.prior))
+
+    def decide(self, calibrated: np.ndarray) -> np.ndarray:
+        """Decide on a class for each image, int (n,), by `rule`.
+
+        Without costs, this gives the highest balanced accuracy that the probabilities allow (Menon
+        et al., arXiv:2007.07314), and the same class as the uncalibrated probabilities.
+        """
+        if self.costs is not None:
+            return decide(calibrated, self.costs)
+        return self.balance(calibrated).argmax(axis=1)
 
     def describe(self) -> str:
         """A few sentences for the terminal."""
@@ -142,7 +167,7 @@ def calibrate(
     Args:
         run: a trained run. For the costs of a calibrated one, also a saved model by itself.
         data: the dataset; None: the run's own, else as `find_dataset`.
-        costs: a table of costs, see `read_costs`; "none": the highest confidence decides again.
+        costs: a table of costs, see `read_costs`; "none": each class has the same weight again.
 
     Raises:
         InputError: the run is not trained, it was trained on another dataset, or as `read_costs`.
@@ -171,6 +196,7 @@ def calibrate(
     calibration = fit_calibration(
         validation["label"].to_numpy(),
         outputs.y_prob,
+        prior=find_prior(train["label"].to_numpy(), run.config),
         ood=fit_ood_detector(features, outputs.features),
         quality=fit_quality_limits([measure_quality(image) for image in images]),
     )
@@ -212,24 +238,43 @@ def load_calibration(run: str | Path | Run) -> Calibration:
         ) from error
 
 
+def find_prior(labels: np.ndarray, config: Config) -> np.ndarray:
+    """The prior of `Calibration`, float (classes,).
+
+    Args:
+        labels: int (n,), of the training images.
+        config: the settings that the network was trained with.
+    """
+    weighted = labels if config.class_weights == "balanced" else labels[:0]
+    counts = np.bincount(weighted, minlength=NUM_CLASSES) + 1  # so that no class is impossible
+    return counts / counts.sum()
+
+
 def fit_calibration(
-    y_true: np.ndarray, y_prob: np.ndarray, *, ood: OODDetector, quality: QualityLimits
+    y_true: np.ndarray,
+    y_prob: np.ndarray,
+    *,
+    prior: np.ndarray,
+    ood: OODDetector,
+    quality: QualityLimits,
 ) -> Calibration:
     """Fit temperature, thresholds and prediction sets on validation images.
 
     Prediction sets are split conformal with the score 1 - p(true class), as in Sadinle et al.,
-    arXiv:1609.00451.
+    arXiv:1609.00451. The probability is the one with equally frequent classes: rare classes would
+    otherwise hardly ever be in a set.
 
     Args:
         y_true: int (n,), labels.
         y_prob: float (n, classes), uncalibrated probabilities.
+        prior: float (classes,), from `find_prior`.
         ood: passed on.
         quality: passed on.
     """
-    temperature = fit_temperature(y_true, y_prob)
-    calibrated = apply_temperature(y_prob, temperature)
-    malignant = sum_malignant(calibrated)[MALIGNANT[y_true]]
-    of_truth = np.sort(calibrated[np.arange(len(y_true)), y_true])
+    temperature = fit_temperature(y_true, y_prob, prior)
+    balanced = apply_temperature(y_prob, temperature)
+    malignant = sum_malignant(normalise(balanced * prior))[MALIGNANT[y_true]]
+    of_truth = np.sort(balanced[np.arange(len(y_true)), y_true])
     # The quantile with the correction for finite samples, ceil((n + 1) * coverage) / n of the
     # scores: the k-th smallest probability of the truth. Too few images give sets of all classes.
     below = len(y_true) - int(np.ceil((len(y_true) + 1) * COVERAGE))
@@ -239,6 +284,7 @@ def fit_calibration(
         set_threshold=float(of_truth[below]) if below >= 0 else 0.0,
         n_validation=len(y_true),
         n_malignant=len(malignant),
+        prior=tuple(prior.tolist()),
         ood=ood,
         quality=quality,
     )
@@ -263,53 +309,17 @@ def choose_threshold(p_malignant: np.ndarray, sensitivity: float) -> float | Non
     return min(0.5, float(np.sort(p_malignant)[missed]))
 
 
-def fit_temperature(y_true: np.ndarray, y_prob: np.ndarray) -> float:
-    """Fit the temperature by its posterior mode.
-
-    Temperature scaling minimises the log loss (Guo et al., arXiv:1706.04599). On a few images that
-    are all right, the log loss falls towards a temperature of 0, and held-out mistakes then cost
-    without bound. Two terms prevent this. The log temperature has a Gaussian prior around 0
-    (`PRIOR_SIGMA`). And a temperature below 1, which makes the model more confident, pays for
-    `UNSEEN_MISTAKES` on an average image beside the mistakes that were seen.
-
-    Args:
-        y_true: int (n,), labels.
-        y_prob: float (n, classes), uncalibrated probabilities.
-    """
-    if not len(y_true):
-        return 1.0
-    log_odds = np.log(np.maximum(np.asarray(y_prob, np.float64), 1e-38))
-    typical = np.sort(log_odds, axis=1).mean(axis=0)
-
-    def cost_of_a_mistake(scale: float) -> float:
-        return float(np.logaddexp.reduce(typical * scale) - (typical * scale)[:-1].mean())
-
-    def loss(log_temperature: float) -> float:
-        scale = np.exp(-log_temperature)
-        scaled = log_odds * scale
-        correct = scaled[np.arange(len(y_true)), y_true]
-        observed = np.logaddexp.reduce(scaled, axis=1) - correct
-        unseen = UNSEEN_MISTAKES * max(0.0, cost_of_a_mistake(scale) - cost_of_a_mistake(1.0))
-        prior = (log_temperature / PRIOR_SIGMA) ** 2 / 2
-        return float(observed.sum() + unseen + prior)
-
-    bounds = (-LARGEST_LOG_TEMPERATURE, LARGEST_LOG_TEMPERATURE)
-    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
-
-
-def apply_temperature(y_prob: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities (n, classes) with the logits divided by the temperature; float64."""
-    logits = np.log(np.maximum(np.asarray(y_prob, np.float64), 1e-38))
-    return softmax(logits / temperature, axis=1)
-
-
 def sum_malignant(y_prob: np.ndarray) -> np.ndarray:
     """The probability (n,) of all malignant diagnoses together."""
     return y_prob[:, MALIGNANT].sum(axis=1)
 
 
 def make_prediction_sets(calibrated: np.ndarray, calibration: Calibration) -> np.ndarray:
-    """Which classes are in the prediction set, bool (n, classes); the most probable always is."""
-    sets = calibrated >= calibration.set_threshold
-    sets[np.arange(len(sets)), calibrated.argmax(axis=1)] = True
+    """Which classes are in the prediction set, bool (n, classes).
+
+    The most probable one, with equally frequent classes, always is.
+    """
+    balanced = calibration.balance(calibrated)
+    sets = balanced >= calibration.set_threshold
+    sets[np.arange(len(sets)), balanced.argmax(axis=1)] = True
     return sets

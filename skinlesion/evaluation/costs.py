@@ -23,8 +23,8 @@ from skinlesion.files import InputError, name_some, read_csv
 
 KINDS = ("benign", "malignant")
 """Rows and columns of the small form of a table."""
-BY_CONFIDENCE, BY_COST = "highest confidence", "lowest expected cost"
-"""The two rules of decision."""
+BY_RATIO, BY_COST = "highest probability relative to frequency", "lowest expected cost"
+"""The two rules of decision. The first gives each class the same weight, however rare it is."""
 FIGURES = {
     "mean_cost": "mean cost of an image",
     "accuracy": "accuracy",
@@ -100,18 +100,16 @@ def _require_cells(path: Path, names: tuple[str, ...], wrong: np.ndarray, rule: 
         raise InputError(f"{path}: the cost of {name_some(cells)} {rule}")
 
 
-def decide(calibrated: np.ndarray, table: CostTable | None) -> np.ndarray:
-    """Decide on a class for each image.
+def decide(calibrated: np.ndarray, table: CostTable) -> np.ndarray:
+    """Decide on a class for each image by the lowest expected cost.
 
     Args:
         calibrated: float (n, 7), calibrated probabilities.
-        table: costs; None: the highest confidence decides.
+        table: the costs.
 
     Returns:
         int (n,), labels: those with the lowest expected cost, of equals the most probable one.
     """
-    if table is None:
-        return calibrated.argmax(axis=1)
     expected = calibrated @ np.array(table.costs)
     # Equal costs may differ by rounding, such as those of two malignant classes in the small form.
     slack = 1e-9 * np.max(table.costs)
@@ -124,24 +122,26 @@ def compute_cost_decision(
     calibrated: np.ndarray,
     table: CostTable,
     *,
+    by_ratio: np.ndarray,
     groups: np.ndarray,
     weights: np.ndarray,
 ) -> dict[str, Any]:
-    """Measure decisions by cost beside decisions by confidence.
+    """Measure decisions by cost beside those without costs.
 
     Args:
         y_true: int (n,).
         calibrated: float (n, 7), calibrated probabilities.
         table: the costs.
+        by_ratio: int (n,), the labels decided without costs.
         groups: (n,), the lesion of each image.
         weights: resamples of the same images, from `draw_weights`.
 
     Returns:
         `name` and `costs` of the table; `rules`: for both rules the `FIGURES`; `saved`: the mean
-        cost by confidence minus that by cost, paired.
+        cost without them minus that with them, paired.
     """
     costs, everything = np.array(table.costs), np.ones(len(y_true))
-    decided = {BY_CONFIDENCE: decide(calibrated, None), BY_COST: decide(calibrated, table)}
+    decided = {BY_RATIO: by_ratio, BY_COST: decide(calibrated, table)}
     paid = {rule: costs[y_true, labels] for rule, labels in decided.items()}
     return {
         "name": table.name,
@@ -151,7 +151,7 @@ def compute_cost_decision(
             | _measure_decisions(y_true, labels, groups, weights)
             for rule, labels in decided.items()
         },
-        "saved": compute_share(paid[BY_CONFIDENCE] - paid[BY_COST], everything, weights),
+        "saved": compute_share(paid[BY_RATIO] - paid[BY_COST], everything, weights),
     }
 
 
@@ -181,7 +181,7 @@ def describe_cost_decision(found: Mapping[str, Any] | None) -> list[str]:
         make_markdown_table(
             ("", *CLASS_CODES), [(code, *(f"{cost:g}" for cost in row)) for code, row in costs]
         ),
-        "The figures of all other sections are of the most probable class.",
+        f"The figures of all other sections are of decisions by the {BY_RATIO}.",
         make_markdown_table(
             ("figure", *found["rules"]),
             [

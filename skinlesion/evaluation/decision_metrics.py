@@ -11,7 +11,6 @@ from skinlesion.evaluation.bootstrap import Figure, compute_share
 from skinlesion.evaluation.calibration import (
     COVERAGE,
     Calibration,
-    apply_temperature,
     make_prediction_sets,
     sum_malignant,
 )
@@ -40,17 +39,17 @@ def compute_calibration(
 
     Returns:
         `temperature`, `validation_images`, `validation_malignant`; `before` and `after`: ece,
-        brier, log_loss; `operating_points`: a list of target_sensitivity, threshold, sensitivity,
-        specificity, ppv, npv; `prediction_sets`: target_coverage, threshold, coverage, mean_size,
-        sizes, per_class; `selective_prediction`: see `compute_selective_prediction`.
+        brier, log_loss, malignant_auc; `operating_points`: a list of target_sensitivity, threshold,
+        sensitivity, specificity, ppv, npv; `prediction_sets`: target_coverage, threshold, coverage,
+        mean_size, sizes, per_class; `selective_prediction`: see `compute_selective_prediction`.
     """
-    calibrated = apply_temperature(y_prob, calibration.temperature)
+    calibrated = calibration.apply(y_prob)
     n_bootstrap = len(weights) - 1
     before, after = (
         compute_metrics(y_true, p, groups=groups, n_bootstrap=n_bootstrap)["overall"]
         for p in (y_prob, calibrated)
     )
-    figures = ("ece", "brier", "log_loss")
+    figures = ("ece", "brier", "log_loss", "malignant_auc")
     return {
         "temperature": calibration.temperature,
         "validation_images": calibration.n_validation,
@@ -63,7 +62,9 @@ def compute_calibration(
             for target, threshold in calibration.thresholds.items()
         ],
         "prediction_sets": _measure_sets(y_true, calibrated, calibration, weights),
-        "selective_prediction": compute_selective_prediction(y_true, calibrated, weights),
+        "selective_prediction": compute_selective_prediction(
+            y_true, y_prob.argmax(axis=1), calibrated, weights
+        ),
     }
 
 
@@ -84,14 +85,16 @@ def compute_operating_point(
 
 
 def compute_selective_prediction(
-    y_true: np.ndarray, calibrated: np.ndarray, weights: np.ndarray
+    y_true: np.ndarray, decided: np.ndarray, calibrated: np.ndarray, weights: np.ndarray
 ) -> list[dict[str, Any]]:
     """Measure risk against coverage when the least confident images are left to a doctor.
 
-    Source: Geifman and El-Yaniv, arXiv:1705.08500, with the highest probability as confidence.
+    Source: Geifman and El-Yaniv, arXiv:1705.08500, with the probability of the decided class
+    as confidence.
 
     Args:
         y_true: int (n,).
+        decided: int (n,), the labels that the model decides on.
         calibrated: float (n, classes), calibrated probabilities.
         weights: from `draw_weights`.
 
@@ -100,9 +103,8 @@ def compute_selective_prediction(
         of the predicted images), `error` (share of wrong predictions) and `missed` (share of the
         malignant images that are predicted as benign), both with intervals.
     """
-    confidence = calibrated.max(axis=1)
-    wrong = calibrated.argmax(axis=1) != y_true
-    called_benign = ~MALIGNANT[calibrated.argmax(axis=1)]
+    confidence = calibrated[np.arange(len(decided)), decided]
+    wrong, called_benign = decided != y_true, ~MALIGNANT[decided]
     rows = []
     for share in LEFT_OUT:
         least = np.sort(confidence)[int(share * len(confidence))]

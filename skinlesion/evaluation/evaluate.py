@@ -17,7 +17,7 @@ from skinlesion.data.isic_csv import write_isic
 from skinlesion.data.split import join_split
 from skinlesion.diagnoses import CLASS_CODES
 from skinlesion.evaluation.bootstrap import compute_share, draw_weights
-from skinlesion.evaluation.calibration import Calibration, apply_temperature, load_calibration
+from skinlesion.evaluation.calibration import Calibration, load_calibration
 from skinlesion.evaluation.checklist import make_checklist
 from skinlesion.evaluation.gradcam import compute_grad_cam, draw_explanations, measure_heat
 from skinlesion.evaluation.model_card import make_model_card
@@ -26,6 +26,7 @@ from skinlesion.evaluation.plots import plot_learning_curves
 from skinlesion.evaluation.report import write_report
 from skinlesion.evaluation.score import read_truth_rows, say_results
 from skinlesion.evaluation.shifts import evaluate_shifts, has_shifts, summarise_shifts
+from skinlesion.evaluation.temperature import apply_temperature
 from skinlesion.files import InputError, name_some, write_csv
 from skinlesion.machine import say
 from skinlesion.model.predictor import Outputs, Predictor

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from skinlesion.data.ham10000 import find_dataset
 from skinlesion.data.images import decode_image
 from skinlesion.evaluation import plots
-from skinlesion.evaluation.calibration import apply_temperature, load_calibration
+from skinlesion.evaluation.calibration import load_calibration
 from skinlesion.model.run import Run
 
 SHOWN_IMAGES = 12
@@ -23,48 +23,62 @@ def plot_samples(run: Run, *, data: str | Path | None = None) -> Figure:
         run: an evaluated run.
         data: the dataset; None: the run's own, else as `find_dataset`.
     """
-    rows, y_prob = read_test(run, data)
-    figure = draw_samples(rows, y_prob, seed=run.config.seed)
+    figure = draw_samples(read_test(run, data), seed=run.config.seed)
     plots.caption(figure, synthetic=run.synthetic)
     return figure
 
 
 def plot_mistakes(run: Run, *, data: str | Path | None = None) -> Figure:
     """Plot the wrong predictions with the highest confidence. Arguments: `plot_samples`."""
-    figure = draw_mistakes(*read_test(run, data))
+    figure = draw_mistakes(read_test(run, data))
     plots.caption(figure, synthetic=run.synthetic)
     return figure
 
 
-def read_test(run: Run, data: str | Path | None) -> tuple[pd.DataFrame, np.ndarray]:
-    """The test images with their metadata and label, and their calibrated probabilities."""
+def read_test(run: Run, data: str | Path | None) -> pd.DataFrame:
+    """The test images with what `name_predictions` adds."""
     table = run.load_dataset(find_dataset(data or run.dataset))
     rows = run.rows("test")[["image_id"]].merge(table, on="image_id")
     y_prob = run.read_predictions("test", list(rows["image_id"]))
-    return rows, apply_temperature(y_prob, load_calibration(run).temperature)
+    return name_predictions(rows, y_prob, load_calibration(run).apply(y_prob))
 
 
-def draw_samples(rows: pd.DataFrame, y_prob: np.ndarray, *, seed: int) -> Figure:
+def name_predictions(
+    rows: pd.DataFrame, y_prob: np.ndarray, calibrated: np.ndarray
+) -> pd.DataFrame:
+    """Add the label `predicted` and its calibrated `confidence` to n rows.
+
+    Args:
+        rows: n images.
+        y_prob: float (n, classes), uncalibrated: its most probable class is predicted.
+        calibrated: float (n, classes).
+    """
+    predicted = y_prob.argmax(axis=1)
+    confidence = calibrated[np.arange(len(rows)), predicted]
+    return rows.assign(predicted=predicted, confidence=confidence)
+
+
+def draw_samples(rows: pd.DataFrame, *, seed: int) -> Figure:
     """Draw random images with true and predicted class.
 
     Args:
-        rows: `path` and `label` of n images.
-        y_prob: float (n, classes).
+        rows: `path`, `label`, `predicted` and `confidence` of n images.
         seed: of the choice.
     """
     chosen = np.random.default_rng(seed).permutation(len(rows))[:SHOWN_IMAGES]
-    return _draw_images(rows, y_prob, chosen)
+    return _draw_images(rows.iloc[chosen])
 
 
-def draw_mistakes(rows: pd.DataFrame, y_prob: np.ndarray) -> Figure:
+def draw_mistakes(rows: pd.DataFrame) -> Figure:
     """Draw the wrong predictions with the highest confidence. Arguments: `draw_samples`."""
-    wrong = np.flatnonzero(y_prob.argmax(axis=1) != rows["label"].to_numpy())
+    wrong = rows[rows["predicted"] != rows["label"]]
     if not len(wrong):
         return plots.plot_images([], [], nothing="no mistakes")
-    chosen = wrong[np.argsort(-y_prob[wrong].max(axis=1), kind="stable")][:SHOWN_IMAGES]
-    return _draw_images(rows, y_prob, chosen)
+    wrong = wrong.sort_values("confidence", ascending=False, kind="stable")
+    return _draw_images(wrong.head(SHOWN_IMAGES))
 
 
-def _draw_images(rows: pd.DataFrame, y_prob: np.ndarray, chosen: np.ndarray) -> Figure:
-    images = [decode_image(path, image_size=PICTURE_SIZE) for path in rows["path"].iloc[chosen]]
-    return plots.plot_sample_predictions(images, rows["label"].to_numpy()[chosen], y_prob[chosen])
+def _draw_images(rows: pd.DataFrame) -> Figure:
+    images = [decode_image(path, image_size=PICTURE_SIZE) for path in rows["path"]]
+    columns = (rows[name].to_numpy() for name in ("label", "predicted", "confidence"))
+    return plots.plot_sample_predictions(images, *columns)

@@ -128,10 +128,9 @@ def _describe_headline(metrics: dict[str, Any] | None) -> str:
     missed, cases = matrix[:, ~MALIGNANT].sum(axis=1), matrix.sum(axis=1)
     mel = LABEL_OF["mel"]
     return (
-        f"On {metrics['n']:,} test images, balanced accuracy is {figure} (95 % interval). With "
-        f"the most probable class as the prediction, it calls {missed[MALIGNANT].sum():,} of "
-        f"{cases[MALIGNANT].sum():,} malignant images benign, {missed[mel]:,} of {cases[mel]:,} "
-        "melanomas among them."
+        f"On {metrics['n']:,} test images, balanced accuracy is {figure} (95 % interval). It "
+        f"predicts a benign class for {missed[MALIGNANT].sum():,} of {cases[MALIGNANT].sum():,} "
+        f"malignant images, {missed[mel]:,} of {cases[mel]:,} melanomas among them."
     )
 
 
@@ -281,13 +280,16 @@ def _describe_calibration(found: Mapping[str, Any] | None) -> list[str]:
             ],
         ),
         "### Calibration",
-        f"One temperature, {found['temperature']:.3f}, fitted on the validation images. The "
+        f"One temperature, {found['temperature']:.3f}, fitted on the validation images. Where "
+        "training had class weights, the share of each class among the training images is put "
+        "back, so that the probabilities hold for images in which each class is as frequent as "
+        "there. The prediction and the prediction sets give all classes the same weight. The "
         "bootstrap overstates the calibration error: its intervals are a little too high.",
         make_markdown_table(
             ("figure", "before", "after"),
             [
                 (OVERALL[name], found["before"][name], found["after"][name])
-                for name in ("ece", "brier", "log_loss")
+                for name in ("ece", "brier", "log_loss", "malignant_auc")
             ],
         ),
         f"**Prediction sets** should hold the true class of {sets['target_coverage']:.2f} of the "

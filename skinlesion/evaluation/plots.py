@@ -137,16 +137,17 @@ def plot_images(
 
 
 def plot_sample_predictions(
-    images: Sequence[np.ndarray], y_true: np.ndarray, y_prob: np.ndarray
+    images: Sequence[np.ndarray], y_true: np.ndarray, y_pred: np.ndarray, confidence: np.ndarray
 ) -> Figure:
     """A grid of images titled with the true and the predicted class, green when right, else red.
 
     Args:
         images: n images, uint8 (height, width, 3).
         y_true: int (n,).
-        y_prob: float (n, 7); the confidence stands beside the predicted class.
+        y_pred: int (n,).
+        confidence: float (n,), shown beside the predicted class.
     """
-    pairs = list(zip(y_true, y_prob.argmax(axis=1), y_prob.max(axis=1), strict=True))
+    pairs = list(zip(y_true, y_pred, confidence, strict=True))
     return plot_images(
         images,
         [f"true {CLASS_CODES[t]}\npredicted {CLASS_CODES[p]} {share:.0%}" for t, p, share in pairs],

@@ -11,15 +11,15 @@ from matplotlib.figure import Figure, SubFigure
 from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
 from skinlesion.evaluation import plots
 from skinlesion.evaluation.bootstrap import draw_weights
-from skinlesion.evaluation.calibration import FEW_MALIGNANT, Calibration, apply_temperature
-from skinlesion.evaluation.costs import BY_CONFIDENCE, BY_COST, compute_cost_decision
+from skinlesion.evaluation.calibration import FEW_MALIGNANT, Calibration
+from skinlesion.evaluation.costs import BY_COST, BY_RATIO, compute_cost_decision
 from skinlesion.evaluation.decision_curve import compute_decisions
 from skinlesion.evaluation.decision_metrics import (
     compute_calibration,
     tabulate_operating_points,
     tabulate_prediction_sets,
 )
-from skinlesion.evaluation.examples import draw_mistakes, draw_samples
+from skinlesion.evaluation.examples import draw_mistakes, draw_samples, name_predictions
 from skinlesion.evaluation.metrics import (
     compute_classification_report,
     compute_metrics,
@@ -157,7 +157,7 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
         rules = metrics["cost_decision"]["rules"]
         lines.append(
             f"mean cost by the {BY_COST} {format_figure(rules[BY_COST]['mean_cost'])}, by the "
-            f"{BY_CONFIDENCE} {format_figure(rules[BY_CONFIDENCE]['mean_cost'])}"
+            f"{BY_RATIO} {format_figure(rules[BY_RATIO]['mean_cost'])}"
         )
     if "gradcam" in metrics:
         heat = metrics["gradcam"]
@@ -198,7 +198,7 @@ def _report_calibration(
         if isinstance(row, dict)
     ]
     write_csv(out / "operating_points.csv", pd.DataFrame(points))
-    calibrated = apply_temperature(y_prob, calibration.temperature)
+    calibrated = calibration.apply(y_prob)
     stages = {"before calibration": y_prob, "after calibration": calibrated}
     return {
         "reliability": plots.plot_reliability(y_true, stages).figure,
@@ -215,15 +215,15 @@ def _report_decisions(
     metrics: dict[str, Any],
 ) -> Drawn:
     weights, _ = draw_weights(len(y_true), groups)
-    if calibration:
-        y_prob = apply_temperature(y_prob, calibration.temperature)
-    found = metrics["decisions"] = compute_decisions(y_true, y_prob, weights)
+    by_ratio, calibrated = y_prob.argmax(axis=1), _calibrate(y_prob, calibration)
+    found = metrics["decisions"] = compute_decisions(y_true, calibrated, weights)
     write_csv(out / "decision_curve.csv", pd.json_normalize(found["curve"], sep="_"))
     write_csv(out / "fixed_points.csv", pd.DataFrame(found["fixed_points"]))
     (out / "cost_decision.csv").unlink(missing_ok=True)  # of an earlier rule
     if calibration and calibration.costs:
-        table = calibration.costs
-        paid = compute_cost_decision(y_true, y_prob, table, groups=groups, weights=weights)
+        paid = compute_cost_decision(
+            y_true, calibrated, calibration.costs, by_ratio=by_ratio, groups=groups, weights=weights
+        )
         metrics["cost_decision"] = paid
         rows = [
             {"rule": rule, "figure": name} | figure
@@ -289,11 +289,15 @@ def _draw_examples(
 ) -> Drawn:
     if "path" not in rows:
         return {}
-    shown = apply_temperature(y_prob, calibration.temperature) if calibration else y_prob
-    drawn: Drawn = {"sample_predictions": draw_samples(rows, shown, seed=seed)}
-    if (y_prob.argmax(axis=1) != rows["label"].to_numpy()).any():
-        drawn["confident_mistakes"] = draw_mistakes(rows, shown)
+    shown = name_predictions(rows, y_prob, _calibrate(y_prob, calibration))
+    drawn: Drawn = {"sample_predictions": draw_samples(shown, seed=seed)}
+    if (shown["predicted"] != shown["label"]).any():
+        drawn["confident_mistakes"] = draw_mistakes(shown)
     return drawn
+
+
+def _calibrate(y_prob: np.ndarray, calibration: Calibration | None) -> np.ndarray:
+    return calibration.apply(y_prob) if calibration else y_prob
 
 
 def _draw_curves(y_true: np.ndarray, y_prob: np.ndarray, metrics: Mapping[str, Any]) -> Drawn:
