@@ -90,7 +90,7 @@ def test_an_answer_is_the_result_of_the_file(client, picture, evaluated_run):
     assert answer["operating_point"]["threshold"] == pytest.approx(point["threshold"])
     assert answer["operating_point"]["sensitivity"]["value"] == point["sensitivity"]["value"]
     assert answer["is_malignant"] == (answer["p_malignant"] >= point["threshold"])
-    for key in ("decision", "rule", "prediction_set", "is_in_distribution", "problems"):
+    for key in ("prediction", "rule", "prediction_set", "is_in_distribution", "problems"):
         assert answer[key] == expected[key]
     for key in ("headline", "sentence"):
         assert answer[key] == expected[key]
@@ -201,7 +201,7 @@ def test_describe_gives_the_figures_of_the_run(client, evaluated_run):
     described = client.predict(api_name="/describe")
     assert described["metrics"] == read_json(evaluated_run / "evaluation" / "metrics.json")
     assert described["synthetic"] is True
-    assert described["rule"] == "decides by the highest confidence"
+    assert described["rule"] == "decides by the highest probability relative to frequency"
     assert described["notice"] == DISCLAIMER
 
 
