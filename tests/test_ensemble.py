@@ -14,12 +14,13 @@ from skinlesion.config import make_config
 from skinlesion.data.ham10000 import list_images, load_metadata
 from skinlesion.data.split import make_split, split_rest
 from skinlesion.demo.predict import predict_image
-from skinlesion.evaluation.calibration import calibrate, fit_temperature, load_calibration
+from skinlesion.evaluation.calibration import calibrate, load_calibration
 from skinlesion.evaluation.compare import compare
 from skinlesion.evaluation.ensemble_run import make_ensemble
 from skinlesion.evaluation.evaluate import evaluate, evaluate_together
 from skinlesion.evaluation.export import export
 from skinlesion.evaluation.gradcam import compute_grad_cam
+from skinlesion.evaluation.temperature import fit_temperature
 from skinlesion.files import InputError, write_csv
 from skinlesion.model.bundle import require_classifier
 from skinlesion.model.ensemble import find_members
@@ -81,7 +82,9 @@ def test_it_is_calibrated_on_what_no_used_member_was_trained_on(members, ensembl
     calibration = load_calibration(ensemble)
     assert calibration.n_validation == (split["split"] != "test").sum()
     labels = pd.concat(rows)["label"].to_numpy()
-    assert calibration.temperature == pytest.approx(fit_temperature(labels, np.concatenate(y_prob)))
+    prior = np.array(calibration.prior)
+    temperature = fit_temperature(labels, np.concatenate(y_prob), prior)
+    assert calibration.temperature == pytest.approx(temperature)
     first = load_calibration(members[0])
     assert calibration.ood.threshold == first.ood.threshold
     assert calibration.quality == first.quality
@@ -94,7 +97,8 @@ def test_runs_of_one_split_are_calibrated_on_the_mean_of_their_predictions(runs,
     mean = np.mean([run.read_predictions("validation", ids) for run in seeds], axis=0)
     fitted = load_calibration(make_ensemble(tmp_path / "both", seeds))
     assert fitted.n_validation == len(ids)
-    assert fitted.temperature == pytest.approx(fit_temperature(rows["label"].to_numpy(), mean))
+    temperature = fit_temperature(rows["label"].to_numpy(), mean, np.array(fitted.prior))
+    assert fitted.temperature == pytest.approx(temperature)
 
 
 def test_each_member_of_a_loaded_network_is_checked(ensemble):

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from skinlesion.data.ham10000 import GAPS_NAME
@@ -29,7 +30,8 @@ def make_ensemble(out: Path, runs: Sequence[str | Path | Run]) -> Run:
     The settings of the runs differ in the seed at most, and their test images are the same; the
     other images may be shared out as folds. Calibration comes after averaging (Rahaman and Thiery,
     arXiv:2007.08792), on all validation images, each predicted by the members that were not trained
-    on it. Detection of unlike images and limits of quality are those of the first member.
+    on it. Class shares, detection of unlike images and limits of quality are those of the first
+    member.
 
     Args:
         out: folder of the ensemble: `config.json` with the members, `splits.csv` of the first one,
@@ -123,4 +125,10 @@ def _calibrate(members: Sequence[Run]) -> Calibration:
     mean = pd.concat(parts).groupby(level=IMAGE).mean()
     fitted = load_calibration(members[0])
     y_true = mean.index.get_level_values("label").to_numpy()
-    return fit_calibration(y_true, mean.to_numpy(), ood=fitted.ood, quality=fitted.quality)
+    return fit_calibration(
+        y_true,
+        mean.to_numpy(),
+        prior=np.array(fitted.prior),
+        ood=fitted.ood,
+        quality=fitted.quality,
+    )
