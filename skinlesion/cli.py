@@ -97,18 +97,19 @@ def sample(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
     images_per_class: Annotated[int, option("N", min=1)] = 60,
     seed: Annotated[int, option("N")] = 0,
+    classes: Annotated[int | None, option("N", "The first N classes, as one's own table.")] = None,
 ) -> None:
     """Draw a synthetic dataset, to try the software."""
     from skinlesion.data.synthetic import make_sample
 
-    make_sample(out, images_per_class=images_per_class, seed=seed)
+    make_sample(out, images_per_class=images_per_class, seed=seed, classes=classes)
     print(f"sample: synthetic dataset in {out}")
 
 
 @command("copy", "--data DIR --out images")
 def copy(out: OutFolder, data: Data = None, allow_incomplete: AllowIncomplete = False) -> None:
     """Copy all images of a dataset into one folder."""
-    from skinlesion.data.ham10000 import copy_images
+    from skinlesion.data.copies import copy_images
 
     copy_images(data, out, allow_incomplete=allow_incomplete)
 
@@ -162,7 +163,7 @@ def audit(
 @command("near-duplicates", "--data images --out near_duplicates.csv")
 def near_duplicates(out: OutCsv, data: Data = None, weights: Weights = None) -> None:
     """Find images of one lesion under several ids."""
-    from skinlesion.data.ham10000 import find_dataset, load_metadata
+    from skinlesion.data.dataset import find_dataset, load_metadata
     from skinlesion.data.near_duplicates import find_near_duplicates, require_opencv
     from skinlesion.model.resnet50 import compute_features
 
@@ -220,13 +221,15 @@ def evaluate(
         raise InputError("name a folder for the results with --out DIR")
     from skinlesion.evaluation import evaluate as steps
     from skinlesion.evaluation.report import describe_metrics
+    from skinlesion.model.run import Run
 
     if images and truth and out:
         steps.evaluate_external(runs, images, truth, out, metadata=metadata, tta=tta)
     elif out:
         steps.evaluate_together(runs, out, data=data, tta=tta)
     else:
-        print(describe_metrics(steps.evaluate(runs[0], data=data, tta=tta, shifts=shifts)))
+        metrics = steps.evaluate(runs[0], data=data, tta=tta, shifts=shifts)
+        print(describe_metrics(metrics, Run.find(runs[0]).info))
 
 
 @command("score", "--predictions predictions.csv --truth truth.csv --out score")
@@ -265,7 +268,7 @@ def predict(
     from skinlesion.demo.predict import predict as predict_files
 
     table = predict_files(run, paths, out, isic=isic)
-    shown = table[["file", "prediction", "malignant", "p_malignant", "in_distribution"]]
+    shown = table.filter(["file", "prediction", "malignant", "p_malignant", "in_distribution"])
     print(shown.to_string(index=False, max_rows=20, na_rep="-"))
     print(DISCLAIMER)
     if table["error"].any():

@@ -43,6 +43,7 @@ def train(
     settings: Settings = None,
     allow_incomplete: AllowIncomplete = False,
     quarantine: Annotated[bool, flag("--quarantine", "Also leave out unreadable images.")] = False,
+    also: Annotated[list[Path] | None, option("DIR", "Only to train on; repeatable.")] = None,
 ) -> None:
     """Train and calibrate a model. For an interrupted run, --run alone continues it."""
     given = _gather(settings, image_size, epochs, batch_size, limit, deterministic)
@@ -55,9 +56,8 @@ def train(
     config = choose_config(begun, recipe, given, weights=weights, seed=seed)
     from skinlesion.model.train import train
 
-    trained = train(
-        data, begun, config, splits=splits, time_limit=time_limit, quarantine=quarantine
-    )
+    options: dict[str, Any] = {"time_limit": time_limit, "quarantine": quarantine}
+    trained = train(data, begun, config, splits=splits, also=also or (), **options)
     if trained.is_finished:
         calibrate(trained, data)
 
@@ -82,7 +82,7 @@ def cross_validate(
 ) -> None:
     """Train and evaluate folds; the same command continues."""
     given = _gather(settings, image_size, epochs, batch_size, limit, deterministic)
-    from skinlesion.data.ham10000 import find_dataset
+    from skinlesion.data.dataset import find_dataset
     from skinlesion.evaluation.cross_validate import cross_validate as train_folds
     from skinlesion.model.run import Run
     from skinlesion.model.run_settings import choose_config

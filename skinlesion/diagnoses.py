@@ -1,43 +1,86 @@
-"""The seven diagnoses of HAM10000 as data. Class names are typed nowhere else.
-
-Source: P. Tschandl, C. Rosendahl, H. Kittler, "The HAM10000 dataset", Scientific Data 5:180161
-(2018), doi:10.1038/sdata.2018.161. The column names are those of ISIC 2018 Task 3.
-"""
+"""What is known about a dataset's classes: it travels with a run and its saved model."""
 
 from typing import NamedTuple
 
+from pydantic import BaseModel, ConfigDict, model_validator
+
+FEWEST_CLASSES, MOST_CLASSES = 2, 50
+
+DISCLAIMER = "For research and education only: not a medical device, not for clinical use."
+BY_IMAGE_NOTE = (
+    "No lesion ids: the split is by image. Images of one lesion may be in several parts of it, so "
+    "that figures can be too good and intervals too narrow."
+)
+SYNTHETIC_NOTE = "Synthetic sample: drawn by a program. It says nothing about real skin lesions."
+
 
 class Diagnosis(NamedTuple):
-    """One class: its `dx` code in the metadata, its full name, and whether it counts as malignant.
+    """One class: its `dx` code, its full name, and whether it counts as malignant.
 
-    akiec (actinic keratosis, Bowen's disease) counts as malignant: the dataset's paper describes it
-    as an early, in-situ form of squamous cell carcinoma.
+    `malignant` is None if the dataset does not say which classes are malignant.
     """
 
     code: str
     name: str
-    malignant: bool
+    malignant: bool | None
 
 
-DIAGNOSES = (
-    Diagnosis("akiec", "Actinic keratosis / Bowen's disease", True),
-    Diagnosis("bcc", "Basal cell carcinoma", True),
-    Diagnosis("bkl", "Benign keratosis", False),
-    Diagnosis("df", "Dermatofibroma", False),
-    Diagnosis("mel", "Melanoma", True),
-    Diagnosis("nv", "Melanocytic nevus", False),
-    Diagnosis("vasc", "Vascular lesion", False),
-)
-"""The diagnoses in the order of every probability vector of this package."""
+class DatasetInfo(BaseModel):
+    """What every step has to know about a dataset beside its rows and images.
 
-CLASS_CODES = tuple(diagnosis.code for diagnosis in DIAGNOSES)
-CLASS_NAMES = tuple(diagnosis.name for diagnosis in DIAGNOSES)
-NUM_CLASSES = len(DIAGNOSES)
-LABEL_OF = {code: label for label, code in enumerate(CLASS_CODES)}
-"""`dx` code to integer label, 0 to 6."""
+    Attributes:
+        source: name of the dataset, for readers.
+        labels: the `dx` code of each class, in the order of every probability vector.
+        names: the full name of each class, in the same order.
+        malignant: whether each class counts as malignant, in the same order; None: not known.
+        focus: code of the class whose sensitivity is reported by itself; None: no class.
+        isic_columns: how the classes are ordered in prediction and truth files, as their codes in
+            capital letters; None: as in `labels`.
+        synthetic: whether a program has drawn the images.
+    """
 
-ISIC_COLUMNS = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
-"""The columns of ISIC 2018 Task 3 prediction and truth files, in this order, after `image`."""
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-DISCLAIMER = "For research and education only: not a medical device, not for clinical use."
-SYNTHETIC_NOTE = "Synthetic sample: drawn by a program. It says nothing about real skin lesions."
+    source: str
+    labels: tuple[str, ...]
+    names: tuple[str, ...]
+    malignant: tuple[bool, ...] | None
+    focus: str | None
+    isic_columns: tuple[str, ...] | None
+    synthetic: bool
+
+    @model_validator(mode="after")
+    def _require_consistent(self) -> "DatasetInfo":
+        count = len(self.labels)
+        if not FEWEST_CLASSES <= count <= MOST_CLASSES:
+            raise ValueError(f"labels: {count} classes, not {FEWEST_CLASSES} to {MOST_CLASSES}")
+        if len({label.upper() for label in self.labels}) != count:
+            raise ValueError("labels: two are equal, apart from case")
+        if len(self.names) != count or len(self.malignant or self.names) != count:
+            raise ValueError(f"names and malignant: must be given for each of {count} labels")
+        if sorted(self.columns) != sorted(label.upper() for label in self.labels):
+            raise ValueError("isic_columns: must be the labels in capital letters")
+        if self.focus not in (None, *self.labels):
+            raise ValueError(f"focus: {self.focus} is none of the labels")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of prediction and truth files after `image`, in the order of writing."""
+        return self.isic_columns or tuple(label.upper() for label in self.labels)
+
+    @property
+    def diagnoses(self) -> tuple[Diagnosis, ...]:
+        """The classes, in the order of `labels`."""
+        malignant = self.malignant or (None,) * len(self.labels)
+        return tuple(map(Diagnosis, self.labels, self.names, malignant))
+
+    @property
+    def focus_name(self) -> str:
+        """The name of the class `focus` in small letters; empty without one."""
+        return self.names[self.labels.index(self.focus)].lower() if self.focus else ""
+
+    @property
+    def label_of(self) -> dict[str, int]:
+        """`dx` code to integer label, from 0."""
+        return {code: label for label, code in enumerate(self.labels)}

@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from skinlesion.config import Config, make_config
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.data.synthetic import make_sample
-from skinlesion.diagnoses import CLASS_CODES
 from skinlesion.evaluation.calibration import calibrate
 from skinlesion.evaluation.evaluate import evaluate
 from skinlesion.machine import warn
@@ -141,7 +141,7 @@ def flat_data(tmp_path: Path) -> Path:
         image_id, lesion = f"ISIC_{number:07d}", number // 2
         color = tuple(int(value) for value in np.random.default_rng(number).integers(0, 256, 3))
         Image.new("RGB", (20, 15), color).save(part / f"{image_id}.jpg")
-        dx = CLASS_CODES[lesion % 7]
+        dx = HAM10000.labels[lesion % 7]
         rows.append((f"HAM_{lesion:07d}", image_id, dx, "histo", 50.0, "female", "back"))
     columns = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"]
     pd.DataFrame(rows, columns=columns).to_csv(data / "HAM10000_metadata.csv", index=False)

@@ -174,7 +174,7 @@ def load() -> None:
     @cli.command("decode", "DATA CACHE")
     def decode(data: Path, cache: Path) -> None:
         """Decode the images of a dataset into a file."""
-        from skinlesion.data.ham10000 import list_images
+        from skinlesion.data.dataset import list_images
         from skinlesion.data.images import load_images
 
         load_images([*list_images(data).values()], image_size=(64, 64), cache=cache, budget=0)

@@ -21,6 +21,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ import numpy as np
 from PIL import Image
 from test_run import seal
 
-from skinlesion.data.ham10000 import METADATA_NAME, read_metadata
+from skinlesion.data.ham10000 import HAM10000, METADATA_NAME
 from skinlesion.data.images import decode_image
 from skinlesion.data.isic_csv import read_isic, read_truth
+from skinlesion.data.metadata import read_metadata
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import read_any_split, read_split
 from skinlesion.demo import app
@@ -179,7 +181,10 @@ class Readers:
             raise InputError(answer.text)
 
     def table(self, path: Path) -> None:
-        readers = (read_metadata, read_split, read_any_split, read_isic, read_truth)
+        readers = (
+            *(read_metadata, read_split, read_any_split),
+            *(partial(read, info=HAM10000) for read in (read_isic, read_truth)),
+        )
         refusals = []
         for read in (*readers, read_near_duplicates):
             try:

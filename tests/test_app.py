@@ -25,11 +25,12 @@ from PIL import Image
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.demo import app
 from skinlesion.demo.gate import ENDPOINTS, LIMITS, Gate, guard
 from skinlesion.demo.predict import SHOWN_SIZE, predict, predict_image
 from skinlesion.demo.uploads import require_few
-from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, DISCLAIMER, SYNTHETIC_NOTE
+from skinlesion.diagnoses import DISCLAIMER, SYNTHETIC_NOTE
 from skinlesion.files import InputError, read_json
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
@@ -72,7 +73,7 @@ def ask(client, path):
 def probabilities(answer):
     """Probabilities (7,) of an answer, in the order of the classes."""
     by_code = {one["code"]: one["probability"] for one in answer["diagnoses"]}
-    return np.array([by_code[code] for code in CLASS_CODES])
+    return np.array([by_code[code] for code in HAM10000.labels])
 
 
 def test_an_answer_is_the_result_of_the_file(client, picture, evaluated_run):
@@ -83,7 +84,7 @@ def test_an_answer_is_the_result_of_the_file(client, picture, evaluated_run):
     assert [one["code"] for one in answer["diagnoses"]] == [
         one["code"] for one in expected["diagnoses"]
     ]
-    assert {one["name"] for one in answer["diagnoses"]} == set(CLASS_NAMES)
+    assert {one["name"] for one in answer["diagnoses"]} == set(HAM10000.names)
     assert probabilities(answer) == pytest.approx(probabilities(expected), abs=1e-6)
     point = read_json(evaluated_run / "evaluation" / "metrics.json")["calibration"]
     point = point["operating_points"][1]
@@ -142,7 +143,7 @@ def test_page_command_line_saved_model_and_notebook_give_one_confidence(
     answer = ask(client, picture)
     page = probabilities(answer)
     in_notebook = in_a_notebook(evaluated_run, picture)
-    assert page == pytest.approx([in_notebook[code] for code in CLASS_CODES], abs=1e-6)
+    assert page == pytest.approx([in_notebook[code] for code in HAM10000.labels], abs=1e-6)
     from_bundle = predict_image(evaluated_run / "model", picture).probabilities
     assert page == pytest.approx(list(from_bundle.values()), abs=1e-6)
     predict(evaluated_run, [picture], tmp_path / "called.csv")
@@ -150,7 +151,7 @@ def test_page_command_line_saved_model_and_notebook_give_one_confidence(
     subprocess.run([*command, "--out", tmp_path / "typed.csv"], check=True, capture_output=True)
     for name in ("called.csv", "typed.csv"):
         (row,) = pd.read_csv(tmp_path / name, keep_default_na=False).to_dict("records")
-        assert page == pytest.approx([row[f"p_{code}"] for code in CLASS_CODES], abs=1e-6)
+        assert page == pytest.approx([row[f"p_{code}"] for code in HAM10000.labels], abs=1e-6)
         assert row["p_malignant"] == pytest.approx(answer["p_malignant"], abs=1e-6)
         assert row["ood_score"] == pytest.approx(answer["ood_score"], rel=1e-5)
         assert row["malignant"] == answer["is_malignant"]
@@ -441,7 +442,7 @@ def test_twenty_clients_at_once_get_right_answers_in_bounded_memory(
         before = resident()
         again = [list(pool.map(ask_once, clients, chosen)) for _ in range(2)]
     table = predict(evaluated_run, chosen, tmp_path / "p.csv")
-    expected = table[[f"p_{code}" for code in CLASS_CODES]]
+    expected = table[[f"p_{code}" for code in HAM10000.labels]]
     for got in (answers, *again):
         assert np.allclose(got, expected, atol=1e-5)
     assert resident() - before < 100_000  # kB

@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.demo import app, html
 from skinlesion.demo.predict import CalibratedPredictor
-from skinlesion.demo.result import TABLE_COLUMNS, format_percent, make_table
-from skinlesion.diagnoses import CLASS_NAMES, DISCLAIMER
+from skinlesion.demo.result import format_percent, list_columns, make_table
+from skinlesion.diagnoses import DISCLAIMER
 from skinlesion.files import read_json
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -120,7 +121,7 @@ def test_a_second_upload_replaces_the_first_and_clearing_empties(visit, predict,
 
 def test_an_example_is_chosen_with_the_keyboard_by_its_name(visit):
     opened = visit()
-    for name in CLASS_NAMES:
+    for name in HAM10000.names:
         expect(opened.get_by_role("button", name=name, exact=True)).to_be_visible()
     opened.get_by_role("button", name="Melanoma", exact=True).focus()
     opened.keyboard.press("Enter")
@@ -173,11 +174,11 @@ def test_several_images_make_a_table_thumbnails_and_a_csv(
     with opened.expect_download() as download:
         button.click()
     table = pd.read_csv(download.value.path(), keep_default_na=False)
-    assert list(table.columns) == list(TABLE_COLUMNS)
+    assert list(table.columns) == list_columns(HAM10000)
     assert list(table["file"]) == [path.name for path in chosen]
     assert "cannot be read" in table.loc[1, "error"]
     for row, path in ((0, chosen[0]), (2, chosen[2])):
-        (expected,) = make_table([predict(path)]).to_dict("records")
+        (expected,) = make_table([predict(path)], HAM10000).to_dict("records")
         for column, value in expected.items():
             assert table.loc[row, column] in (value, str(value)) or float(
                 table.loc[row, column]

@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 
 from skinlesion.config import make_config
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.evaluation import calibration as steps
 from skinlesion.evaluation import temperature as temperature_scaling
 from skinlesion.evaluation.bootstrap import draw_weights
@@ -18,13 +19,13 @@ from skinlesion.evaluation.calibration import (
     find_prior,
     load_calibration,
     make_prediction_sets,
-    sum_malignant,
 )
 from skinlesion.evaluation.decision_metrics import (
     compute_calibration,
     compute_operating_point,
     compute_selective_prediction,
 )
+from skinlesion.evaluation.metrics import find_malignant
 from skinlesion.evaluation.ood import OODDetector
 from skinlesion.evaluation.quality import QualityLimits
 from skinlesion.evaluation.temperature import apply_temperature
@@ -33,6 +34,7 @@ from skinlesion.model.predictor import Predictor
 from skinlesion.model.run import Run
 
 UNIFORM = np.full(7, 1 / 7)
+MALIGNANT = find_malignant(HAM10000)
 PASSED_ON = {
     "ood": OODDetector(np.zeros(2), np.eye(2), 1.0),
     "quality": QualityLimits(0.0, 0.0, 0.0, 1.0),
@@ -43,8 +45,12 @@ def fit_temperature(y_true, y_prob):
     return temperature_scaling.fit_temperature(y_true, y_prob, UNIFORM)
 
 
+def sum_malignant(y_prob):
+    return steps.sum_malignant(y_prob, MALIGNANT)
+
+
 def fit_calibration(y_true, y_prob, prior=UNIFORM):
-    return steps.fit_calibration(y_true, y_prob, prior=prior, **PASSED_ON)
+    return steps.fit_calibration(y_true, y_prob, HAM10000, prior=prior, **PASSED_ON)
 
 
 def make_calibration(set_threshold, prior=UNIFORM, temperature=1.0):
@@ -220,7 +226,7 @@ def test_calibration_error_falls_on_other_images():
     y_true, y_prob = simulate(2000, temperature=3.0, seed=2)
     weights, _ = draw_weights(2000, n_bootstrap=100)
     found = compute_calibration(
-        y_true, y_prob, calibration, groups=np.arange(2000), weights=weights
+        y_true, y_prob, calibration, HAM10000, groups=np.arange(2000), weights=weights
     )
     assert found["before"]["ece"]["low"] > found["after"]["ece"]["high"]
     for figure in ("log_loss", "brier"):
@@ -255,7 +261,7 @@ def test_an_operating_point_hand_worked():
     y_prob[:, 5] = 1 - y_prob[:, 1]
     y_true = np.array([1, 1, 5, 5, 5])
     weights, _ = draw_weights(5, n_bootstrap=0)
-    point = compute_operating_point(y_true, y_prob, 0.5, weights)
+    point = compute_operating_point(MALIGNANT[y_true], sum_malignant(y_prob), 0.5, weights)
     values = {name: row["value"] for name, row in point.items()}
     assert values == pytest.approx(
         {"sensitivity": 1 / 2, "specificity": 2 / 3, "ppv": 1 / 2, "npv": 2 / 3}
@@ -266,7 +272,7 @@ def test_without_malignant_images_there_is_no_threshold():
     calibration = fit_calibration(np.array([5, 5, 6]), np.full((3, 7), 1 / 7))
     assert calibration.thresholds == {"0.90": None, "0.95": None}
     weights, _ = draw_weights(3, n_bootstrap=10)
-    point = compute_operating_point(np.array([5, 5, 6]), np.full((3, 7), 1 / 7), None, weights)
+    point = compute_operating_point(np.zeros(3, bool), np.full(3, 3 / 7), None, weights)
     assert all(np.isnan(row["value"]) for row in point.values())
 
 
@@ -338,8 +344,8 @@ class TestPrior:
     def test_it_is_that_of_the_training_images(self):
         labels = np.array([5, 5, 5, 4])
         weighted, plain = make_config("default"), make_config("original")
-        assert find_prior(labels, weighted) * 11 == pytest.approx([1, 1, 1, 1, 2, 4, 1])
-        assert find_prior(labels, plain) == pytest.approx(UNIFORM)
+        assert find_prior(labels, weighted, 7) * 11 == pytest.approx([1, 1, 1, 1, 2, 4, 1])
+        assert find_prior(labels, plain, 7) == pytest.approx(UNIFORM)
 
 
 def test_selective_prediction_hand_worked():
@@ -347,7 +353,9 @@ def test_selective_prediction_hand_worked():
     y_prob[:, 5] = [0.9, 0.8, 0.7, 0.6]
     y_prob[:, 4] = 1 - y_prob[:, 5]
     weights, _ = draw_weights(4, n_bootstrap=0)
-    rows = compute_selective_prediction(np.array([5, 5, 4, 4]), np.full(4, 5), y_prob, weights)
+    rows = compute_selective_prediction(
+        np.array([5, 5, 4, 4]), np.full(4, 5), y_prob, weights, MALIGNANT
+    )
     everything = rows[0]
     assert everything["coverage"] == 1
     assert everything["error"]["value"] == everything["missed"]["value"] * 0.5 == 0.5
@@ -366,7 +374,7 @@ class TestStep:
         y_prob = run.read_predictions("validation", list(rows["image_id"]))
         calibration = load_calibration(run)
         assert calibration.n_validation == len(rows)
-        prior = find_prior(run.rows("train")["label"].to_numpy(), run.config)
+        prior = find_prior(run.rows("train")["label"].to_numpy(), run.config, 7)
         assert calibration.prior == pytest.approx(prior)
         temperature = temperature_scaling.fit_temperature(rows["label"], y_prob, prior)
         assert calibration.temperature == pytest.approx(temperature)
@@ -389,7 +397,7 @@ class TestStep:
 
     def test_ood_detection_is_fitted_on_the_training_images(self, trained_run, sample):
         run, predictor = Run(trained_run), Predictor.load(trained_run)
-        from skinlesion.data.ham10000 import list_images
+        from skinlesion.data.dataset import list_images
 
         images, detector = list_images(sample), load_calibration(run).ood
         parts = {

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.data.isic_csv import write_isic
 from skinlesion.evaluation.checklist import NOT_REPORTED, make_checklist
 from skinlesion.evaluation.evaluate import evaluate_external
@@ -56,7 +57,7 @@ def test_every_row_needs_something_that_is_looked_for():
     with (files("skinlesion.evaluation") / "checklist.csv").open() as file:
         needs = pd.read_csv(file, keep_default_na=False)["needs"]
     known = {"real", "synthetic", "weighted", "unweighted", "epochs", "commit", "incomplete"}
-    known |= {"quarantine", "subgroups", "costs", "external"}
+    known |= {"quarantine", "subgroups", "costs", "external", "malignancy"}
     assert set(" ".join(needs).split()) == known
 
 
@@ -101,7 +102,9 @@ def test_a_synthetic_run_does_not_speak_of_the_real_dataset(run):
 def test_an_external_test_is_named_once_it_was_made(run, sample, tmp_path):
     assert read(run)[1]["12"] == NOT_REPORTED
     images = sorted(sample.glob("*_part_1/*.jpg"))[:2]
-    write_isic(tmp_path / "truth.csv", [image.stem for image in images], np.eye(7)[[4, 5]])
+    write_isic(
+        tmp_path / "truth.csv", [image.stem for image in images], np.eye(7)[[4, 5]], HAM10000
+    )
     out = run.folder / "elsewhere"
     evaluate_external([run.folder], images[0].parent, tmp_path / "truth.csv", out)
     tripod, clear_derm = read(run)

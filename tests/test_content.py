@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.demo.content import FIGURES, NOT_EVALUATED, choose_examples, load_content
-from skinlesion.diagnoses import CLASS_NAMES, DISCLAIMER
+from skinlesion.diagnoses import DISCLAIMER
 from skinlesion.model.run import Run
 
 
@@ -24,7 +25,7 @@ def test_card_figures_and_examples_are_those_of_the_run(evaluated_run, sample, t
     assert content.metrics["n"] == content.model.operating_point.n_test
     tested = set(Run(evaluated_run).rows("test")["image_id"])
     assert {path.stem for path, _ in content.examples} <= tested
-    assert [title for _, title in content.examples] == list(CLASS_NAMES)
+    assert [title for _, title in content.examples] == list(HAM10000.names)
     # The folder `model` of a run is the run.
     again = load_content(Run.find(evaluated_run / "model"), data=sample, drawn=tmp_path)
     assert (again.card, again.figures, again.examples) == (
@@ -39,7 +40,7 @@ def test_a_model_by_itself_is_shown_with_drawings_for_examples(alone, tmp_path):
     assert content.card == NOT_EVALUATED
     assert content.metrics is None
     assert content.model.operating_point.sensitivity is None
-    assert [title for _, title in content.examples] == list(CLASS_NAMES)
+    assert [title for _, title in content.examples] == list(HAM10000.names)
 
 
 def test_a_real_model_without_its_dataset_has_no_examples(

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.demo import html
 from skinlesion.demo.predict import CalibratedPredictor, predict
-from skinlesion.diagnoses import CLASS_CODES, LABEL_OF
 from skinlesion.evaluation.bootstrap import draw_weights
 from skinlesion.evaluation.calibration import calibrate, load_calibration
 from skinlesion.evaluation.costs import (
@@ -23,12 +23,14 @@ from skinlesion.evaluation.costs import (
     read_costs,
 )
 from skinlesion.evaluation.evaluate import evaluate
-from skinlesion.evaluation.metrics import MALIGNANT
+from skinlesion.evaluation.metrics import find_malignant
 from skinlesion.evaluation.report import write_report
 from skinlesion.files import InputError
 from skinlesion.model.run import Run
 
 TEN_TO_ONE = "true,benign,malignant\nbenign,0,1\nmalignant,10,0\n"
+
+MALIGNANT = find_malignant(HAM10000)
 
 
 def write(folder, text):
@@ -39,18 +41,18 @@ def write(folder, text):
 
 def write_full(folder, costs):
     """A table of all classes from an array (7, 7)."""
-    table = pd.DataFrame(costs, index=CLASS_CODES, columns=CLASS_CODES)
+    table = pd.DataFrame(costs, index=HAM10000.labels, columns=HAM10000.labels)
     table.to_csv(folder / "full.csv", index_label="true")
     return folder / "full.csv"
 
 
 def make_probabilities(**shares):
-    return np.array([[shares.get(code, 0.0) for code in CLASS_CODES]])
+    return np.array([[shares.get(code, 0.0) for code in HAM10000.labels]])
 
 
 class TestTable:
     def test_the_small_form_is_spread_over_the_classes(self, tmp_path):
-        costs = np.array(read_costs(write(tmp_path, TEN_TO_ONE)).costs)
+        costs = np.array(read_costs(write(tmp_path, TEN_TO_ONE), HAM10000).costs)
         for true, decided in np.ndindex(7, 7):
             expected = {(0, 0): 0, (1, 1): 0, (0, 1): 1, (1, 0): 10}
             assert costs[true, decided] == expected[MALIGNANT[true], MALIGNANT[decided]]
@@ -60,11 +62,11 @@ class TestTable:
         table = pd.read_csv(write_full(tmp_path, costs), index_col=0).iloc[::-1, ::-1]
         table.index = [f" {code.upper()} " for code in table.index]
         table.to_csv(tmp_path / "turned.csv")
-        assert np.array_equal(read_costs(tmp_path / "turned.csv").costs, costs)
+        assert np.array_equal(read_costs(tmp_path / "turned.csv", HAM10000).costs, costs)
 
     def test_it_is_called_like_its_file(self, tmp_path):
         path = write(tmp_path, TEN_TO_ONE).rename(tmp_path / "of <b>A, (final).csv")
-        assert read_costs(path).name == "of _b_A_ _final_.csv"
+        assert read_costs(path, HAM10000).name == "of _b_A_ _final_.csv"
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -105,7 +107,7 @@ class TestTable:
     )
     def test_a_mistake_gets_one_line(self, tmp_path, text, message):
         with pytest.raises(InputError) as caught:
-            read_costs(write(tmp_path, text))
+            read_costs(write(tmp_path, text), HAM10000)
         assert message in str(caught.value)
         assert str(caught.value).startswith(str(tmp_path / "costs.csv"))
 
@@ -129,19 +131,19 @@ class TestRule:
     def test_hand_worked(self, tmp_path):
         # 0.15 * 10 = 1.5 for a missed cancer, 0.85 * 1 for a false alarm. Melanoma is the most
         # probable one of the malignant classes.
-        table = read_costs(write(tmp_path, TEN_TO_ONE))
+        table = read_costs(write(tmp_path, TEN_TO_ONE), HAM10000)
         y_prob = make_probabilities(nv=0.8, bkl=0.05, mel=0.1, bcc=0.05)
-        assert decide(y_prob, table) == LABEL_OF["mel"]
+        assert decide(y_prob, table) == HAM10000.label_of["mel"]
         # 0.09 * 10 = 0.9 and 0.91 * 1: the false alarm costs more.
-        assert decide(make_probabilities(nv=0.91, mel=0.09), table) == LABEL_OF["nv"]
+        assert decide(make_probabilities(nv=0.91, mel=0.09), table) == HAM10000.label_of["nv"]
 
     def test_a_class_that_is_not_the_most_probable_of_its_kind(self, tmp_path):
         costs = 1 - np.eye(7)
-        costs[LABEL_OF["mel"]] *= 4
-        table = read_costs(write_full(tmp_path, costs))
+        costs[HAM10000.label_of["mel"]] *= 4
+        table = read_costs(write_full(tmp_path, costs), HAM10000)
         y_prob = make_probabilities(bcc=0.5, mel=0.3, nv=0.2)
         # bcc: 0.3 * 4 + 0.2 = 1.4; mel: 0.5 + 0.2 = 0.7; nv: 0.3 * 4 + 0.5 = 1.7.
-        assert decide(y_prob, table) == LABEL_OF["mel"]
+        assert decide(y_prob, table) == HAM10000.label_of["mel"]
 
     def test_equal_costs_for_all_mistakes_give_the_most_probable_class(self):
         y_prob = np.random.default_rng(0).dirichlet(np.ones(7), 500)
@@ -152,7 +154,7 @@ class TestRule:
 
     def test_the_small_form_is_a_threshold_and_the_most_probable_class_of_the_kind(self, tmp_path):
         y_prob = np.random.default_rng(1).dirichlet(np.full(7, 0.5), 2000)
-        decided = decide(y_prob, read_costs(write(tmp_path, TEN_TO_ONE)))
+        decided = decide(y_prob, read_costs(write(tmp_path, TEN_TO_ONE), HAM10000))
         malignant = y_prob[:, MALIGNANT].sum(axis=1) > 1 / 11
         assert np.array_equal(MALIGNANT[decided], malignant)
         within = np.where(malignant[:, None] == MALIGNANT, y_prob, -1)
@@ -168,7 +170,7 @@ class TestRule:
 
 
 def test_both_rules_are_measured_hand_worked(tmp_path):
-    table = read_costs(write(tmp_path, TEN_TO_ONE))
+    table = read_costs(write(tmp_path, TEN_TO_ONE), HAM10000)
     y_prob = np.vstack(
         [
             make_probabilities(mel=0.2, nv=0.8),  # a melanoma that only the costs find
@@ -177,12 +179,13 @@ def test_both_rules_are_measured_hand_worked(tmp_path):
             make_probabilities(nv=1.0),
         ]
     )
-    y_true = np.array([LABEL_OF[code] for code in ("mel", "mel", "nv", "nv")])
+    y_true = np.array([HAM10000.label_of[code] for code in ("mel", "mel", "nv", "nv")])
     weights, _ = draw_weights(4, n_bootstrap=0)
     found = compute_cost_decision(
         y_true,
         y_prob,
         table,
+        HAM10000,
         by_ratio=y_prob.argmax(axis=1),
         groups=np.arange(4),
         weights=weights,
@@ -192,7 +195,7 @@ def test_both_rules_are_measured_hand_worked(tmp_path):
         for rule, figures in found["rules"].items()
     }
     plain, by_cost = values[BY_RATIO], values[BY_COST]
-    assert list(plain) == list(by_cost) == list(FIGURES)
+    assert set(plain) == set(by_cost) == {*FIGURES, "sensitivity_mel"}
     assert (plain["mean_cost"], by_cost["mean_cost"]) == (10 / 4, 1 / 4)
     assert found["saved"]["value"] == 9 / 4
     assert (plain["sensitivity_mel"], by_cost["sensitivity_mel"]) == (0.5, 1)
@@ -214,7 +217,7 @@ class TestModel:
         assert model.calibration.costs is None
         rule = "decides by the highest probability relative to frequency"
         for one in model.predict_files(pictures[:5]):
-            assert LABEL_OF[one.result.prediction] == one.y_prob.argmax()
+            assert HAM10000.label_of[one.result.prediction] == one.y_prob.argmax()
             assert one.result.rule == rule
             assert rule in html.render_result(inside(one.result))
 
@@ -227,7 +230,7 @@ class TestModel:
         assert Run(run_copy).digest == before
         table = predict(run_copy / "model", pictures[:10], tmp_path / "p.csv")
         assert "decides by the lowest expected cost (table costs.csv)" in capsys.readouterr().out
-        malignant = [code for code in CLASS_CODES if MALIGNANT[LABEL_OF[code]]]
+        malignant = [code for code in HAM10000.labels if MALIGNANT[HAM10000.label_of[code]]]
         probabilities = table[[f"p_{code}" for code in malignant]].to_numpy()
         assert list(table["prediction"]) == [malignant[i] for i in probabilities.argmax(axis=1)]
         assert table["malignant"].all()
@@ -240,7 +243,7 @@ class TestModel:
     def test_none_brings_the_rule_without_costs_back(self, run_copy, costly):
         values, _ = Run(run_copy).read_calibration()
         calibrate(run_copy, costs=costly)
-        assert load_calibration(run_copy).costs == read_costs(costly)
+        assert load_calibration(run_copy).costs == read_costs(costly, HAM10000)
         calibrate(run_copy, costs="none")
         assert Run(run_copy).read_calibration()[0] == values | {"costs": None}
 
@@ -272,7 +275,7 @@ class TestModel:
             assert plain[name] == pytest.approx(metrics["overall"][name])
         assert plain["sensitivity_mel"] == metrics["per_class"]["mel"]["sensitivity"]
         written = pd.read_csv(run_copy / "evaluation" / "cost_decision.csv")
-        assert list(written["figure"]) == [*FIGURES, *FIGURES]
+        assert set(written["figure"]) == {*FIGURES, "sensitivity_mel"}
         card = (run_copy / "evaluation" / "model_card.md").read_text()
         assert "### Decisions by cost" in card
         assert "| akiec | 0 | 0 | 100000 |" in card
@@ -290,7 +293,7 @@ class TestModel:
 def test_figures_of_an_earlier_rule_do_not_stay(tmp_path):
     (tmp_path / "cost_decision.csv").write_text("rule,figure\n")
     rows = pd.DataFrame({"label": [4, 5]})
-    assert "cost_decision" not in write_report(tmp_path, rows, np.eye(7)[[4, 5]])
+    assert "cost_decision" not in write_report(tmp_path, rows, np.eye(7)[[4, 5]], HAM10000)
     assert not (tmp_path / "cost_decision.csv").exists()
 
 

@@ -15,7 +15,7 @@ from conftest import TINY
 
 from skinlesion.cli import main
 from skinlesion.config import make_config
-from skinlesion.data.ham10000 import load_metadata
+from skinlesion.data.dataset import load_metadata
 from skinlesion.data.isic_csv import read_isic
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import make_split, split_rest, write_split

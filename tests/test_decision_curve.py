@@ -4,16 +4,25 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_curve
 
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.evaluation import plots
 from skinlesion.evaluation.bootstrap import draw_weights
-from skinlesion.evaluation.calibration import sum_malignant
-from skinlesion.evaluation.decision_curve import (
-    SHOWN,
-    THRESHOLDS,
-    compute_decision_curve,
-    compute_fixed_points,
-)
-from skinlesion.evaluation.metrics import MALIGNANT
+from skinlesion.evaluation.decision_curve import SHOWN, THRESHOLDS, compute_decisions
+from skinlesion.evaluation.metrics import find_malignant
+
+MALIGNANT = find_malignant(HAM10000)
+
+
+def sum_malignant(y_prob):
+    return y_prob[:, MALIGNANT].sum(axis=1)
+
+
+def compute_decision_curve(y_true, y_prob, weights):
+    return compute_decisions(y_true, y_prob, weights, HAM10000)["curve"]
+
+
+def compute_fixed_points(y_true, y_prob, weights):
+    return compute_decisions(y_true, y_prob, weights, HAM10000)["fixed_points"]
 
 
 def of_malignancy(p_malignant):

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import pytest
 
 from skinlesion.data import download
+from skinlesion.data.dataset import find_dataset
 from skinlesion.data.download import download_dataset
-from skinlesion.data.ham10000 import find_dataset
 from skinlesion.files import InputError
 
 METADATA, PART_1, PART_2 = "/storage/3", "/storage/1", "/storage/2"

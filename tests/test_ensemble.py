@@ -11,7 +11,7 @@ import pytest
 from conftest import TINY
 
 from skinlesion.config import make_config
-from skinlesion.data.ham10000 import list_images, load_metadata
+from skinlesion.data.dataset import list_images, load_metadata
 from skinlesion.data.split import make_split, split_rest
 from skinlesion.demo.predict import predict_image
 from skinlesion.evaluation.calibration import calibrate, load_calibration
@@ -104,12 +104,12 @@ def test_runs_of_one_split_are_calibrated_on_the_mean_of_their_predictions(runs,
 def test_each_member_of_a_loaded_network_is_checked(ensemble):
     model, image = ensemble.load_model(), keras.Input((32, 32, 3))
     with pytest.raises(InputError, match="must take and give arrays of shapes"):
-        require_classifier(model, (64, 64), "it")
+        require_classifier(model, (64, 64), 7, "it")
     other = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(7)])
     outputs = [member(image) for member in (*find_members(model), other)]
     mixed = keras.Model(image, keras.layers.Average()(outputs))
     with pytest.raises(InputError, match="its parts must be preprocessing, backbone, head, not"):
-        require_classifier(mixed, (32, 32), "it")
+        require_classifier(mixed, (32, 32), 7, "it")
 
 
 def test_heat_maps_are_those_of_the_mean_logit(members, ensemble, images):

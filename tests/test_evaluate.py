@@ -11,11 +11,12 @@ from conftest import TINY
 
 from skinlesion.cli import main
 from skinlesion.config import make_config
-from skinlesion.data.ham10000 import load_metadata
+from skinlesion.data.dataset import load_metadata
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.data.images import load_images
 from skinlesion.data.isic_csv import read_isic, write_isic
 from skinlesion.data.split import read_split, write_split
-from skinlesion.diagnoses import CLASS_CODES, LABEL_OF, SYNTHETIC_NOTE
+from skinlesion.diagnoses import SYNTHETIC_NOTE
 from skinlesion.evaluation.calibration import calibrate, load_calibration
 from skinlesion.evaluation.compare import compare
 from skinlesion.evaluation.evaluate import (
@@ -69,7 +70,7 @@ def truth(sample, tmp_path_factory):
     (folder / "images").mkdir()
     for path in table["path"]:
         shutil.copy(path, folder / "images")
-    write_isic(folder / "truth.csv", list(table["image_id"]), np.eye(7)[table["label"]])
+    write_isic(folder / "truth.csv", list(table["image_id"]), np.eye(7)[table["label"]], HAM10000)
     return folder / "truth.csv"
 
 
@@ -86,7 +87,7 @@ class TestEvaluate:
     def test_files(self, evaluated, sample, capsys):
         metrics = json.loads((evaluated / "evaluation" / "metrics.json").read_text())
         assert metrics["synthetic"] is True
-        assert set(metrics["per_class"]) == set(CLASS_CODES)
+        assert set(metrics["per_class"]) == set(HAM10000.labels)
         assert 0 < metrics["gradcam"]["area"] < 1
         assert metrics["calibration"]["validation_images"] > 0
         row = metrics["overall"]["balanced_accuracy"]
@@ -118,7 +119,7 @@ class TestEvaluate:
         }
 
     def test_test_images_only_and_figures_from_the_prediction_file(self, evaluated, sample):
-        names, y_prob = read_isic(evaluated / "predictions_test.csv")
+        names, y_prob = read_isic(evaluated / "predictions_test.csv", HAM10000)
         split = read_split(evaluated / "splits.csv").set_index("image_id")
         assert set(names) == set(split.index[split["split"] == "test"])
         y_true = load_metadata(sample).set_index("image_id").loc[names, "label"]
@@ -163,8 +164,8 @@ class TestEvaluate:
         metrics = evaluate(evaluated, data=sample, tta=True)
         assert (evaluated / "predictions_test.csv").read_bytes() == plain
         assert list(metrics["variants"]) == ["test-time augmentation"]
-        _, averaged = read_isic(evaluated / "predictions_test_tta.csv")
-        assert not np.allclose(averaged, read_isic(evaluated / "predictions_test.csv")[1])
+        _, averaged = read_isic(evaluated / "predictions_test_tta.csv", HAM10000)
+        assert not np.allclose(averaged, read_isic(evaluated / "predictions_test.csv", HAM10000)[1])
         assert "with test-time augmentation" in capsys.readouterr().out
 
     def test_the_share_in_distribution_is_reported(self, evaluated, sample):
@@ -223,7 +224,7 @@ class TestExternal:
         self, trained_run, truth, tmp_path, capsys
     ):
         split = read_split(trained_run / "splits.csv").set_index("image_id")["split"]
-        seen = sum(split[name] != "test" for name in read_isic(truth)[0])
+        seen = sum(split[name] != "test" for name in read_isic(truth, HAM10000)[0])
         for run in (trained_run, trained_run / "model"):
             evaluate_external([run], truth.parent / "images", truth, tmp_path / "out")
             said = capsys.readouterr().out
@@ -233,7 +234,7 @@ class TestExternal:
         metrics = evaluate_external([trained_run], truth.parent / "images", truth, tmp_path / "out")
         assert (metrics["n"], metrics["lesions"]) == (21, 21)
         assert not (tmp_path / "out" / "model_card.md").exists()
-        names, y_prob = read_isic(tmp_path / "out" / "predictions.csv")
+        names, y_prob = read_isic(tmp_path / "out" / "predictions.csv", HAM10000)
         paths = [truth.parent / "images" / f"{name}.jpg" for name in names]
         assert np.allclose(Predictor.load(trained_run).predict_files(paths).y_prob, y_prob)
         labels = load_metadata(sample).set_index("image_id").loc[names, "label"]
@@ -257,7 +258,7 @@ class TestExternal:
     ):
         runs = [trained_run, second_run]
         metrics = evaluate_external(runs, truth.parent / "images", truth, tmp_path / "out")
-        names, y_prob = read_isic(tmp_path / "out" / "predictions.csv")
+        names, y_prob = read_isic(tmp_path / "out" / "predictions.csv", HAM10000)
         paths = [truth.parent / "images" / f"{name}.jpg" for name in names]
         expected = np.mean([calibrated(run, paths) for run in runs], axis=0)
         assert np.allclose(y_prob, expected, atol=1e-6)
@@ -266,8 +267,8 @@ class TestExternal:
         assert json.dumps(ensemble) == json.dumps(metrics["overall"])
 
     def test_a_missing_image_is_named(self, trained_run, truth, tmp_path):
-        names, y_prob = read_isic(truth)
-        write_isic(tmp_path / "t.csv", [*names[1:], "ISIC_absent"], y_prob)
+        names, y_prob = read_isic(truth, HAM10000)
+        write_isic(tmp_path / "t.csv", [*names[1:], "ISIC_absent"], y_prob, HAM10000)
         with pytest.raises(InputError, match=r"1 of 21 images of t\.csv are missing: ISIC_absent"):
             evaluate_external(
                 [trained_run], truth.parent / "images", tmp_path / "t.csv", tmp_path / "out"
@@ -286,7 +287,7 @@ class TestTogether:
         with pytest.raises(InputError, match="given more than once"):
             evaluate_together([*two_runs, two_runs[0] / "model"], tmp_path, data=sample)
         metrics = evaluate_together(two_runs, tmp_path / "out", data=sample)
-        names, y_prob = read_isic(tmp_path / "out" / "predictions.csv")
+        names, y_prob = read_isic(tmp_path / "out" / "predictions.csv", HAM10000)
         paths = load_metadata(sample).set_index("image_id").loc[names, "path"].tolist()
         expected = np.mean([calibrated(run, paths) for run in two_runs], axis=0)
         assert np.allclose(y_prob, expected, atol=1e-5)
@@ -308,7 +309,7 @@ class TestTogether:
         metrics = evaluate_together(runs, tmp_path / "out", data=sample)
         assert metrics["n"] == 84
         assert "2 runs as folds" in capsys.readouterr().out
-        names, y_prob = read_isic(tmp_path / "out" / "predictions.csv")
+        names, y_prob = read_isic(tmp_path / "out" / "predictions.csv", HAM10000)
         tested = read_split(runs[0] / "splits.csv").query("split == 'test'")["image_id"]
         paths = load_metadata(sample).set_index("image_id").loc[list(tested), "path"]
         ours = pd.DataFrame(y_prob, index=names).loc[list(tested)].to_numpy()
@@ -328,8 +329,8 @@ class TestScore:
     def test_equals_what_evaluate_says_of_the_same_predictions(self, run_copy, sample, tmp_path):
         evaluated = evaluate(run_copy, data=sample)
         split = read_split(run_copy / "splits.csv").query("split == 'test'")
-        labels = split["dx"].map(LABEL_OF).to_numpy()
-        write_isic(tmp_path / "t.csv", list(split["image_id"]), np.eye(7)[labels])
+        labels = split["dx"].map(HAM10000.label_of).to_numpy()
+        write_isic(tmp_path / "t.csv", list(split["image_id"]), np.eye(7)[labels], HAM10000)
         scored = score(
             run_copy / "predictions_test.csv",
             tmp_path / "t.csv",
@@ -347,21 +348,21 @@ class TestScore:
         assert "every image counts as a lesion of its own" in capsys.readouterr().out
 
     def test_rows_that_are_no_probabilities_are_noticed(self, truth, tmp_path, capsys):
-        names, y_prob = read_isic(truth)
-        write_isic(tmp_path / "p.csv", names, y_prob * 0.7)
+        names, y_prob = read_isic(truth, HAM10000)
+        write_isic(tmp_path / "p.csv", names, y_prob * 0.7, HAM10000)
         score(tmp_path / "p.csv", truth, tmp_path / "out")
         assert "21 rows do not add up to 1" in capsys.readouterr().out
 
     def test_a_class_without_a_case_is_nan(self, tmp_path):
-        write_isic(tmp_path / "t.csv", ["a", "b"], np.eye(7)[[4, 5]])
+        write_isic(tmp_path / "t.csv", ["a", "b"], np.eye(7)[[4, 5]], HAM10000)
         score(tmp_path / "t.csv", tmp_path / "t.csv", tmp_path / "out")
         written = json.loads((tmp_path / "out" / "metrics.json").read_text())
         assert written["per_class"]["df"]["sensitivity"]["value"] is None
         assert written["per_class"]["df"]["support"] == 0
 
     def test_predictions_of_other_images_are_refused(self, truth, tmp_path):
-        names, y_prob = read_isic(truth)
-        write_isic(tmp_path / "p.csv", [*names[1:], "other"], y_prob)
+        names, y_prob = read_isic(truth, HAM10000)
+        write_isic(tmp_path / "p.csv", [*names[1:], "other"], y_prob, HAM10000)
         with pytest.raises(InputError, match=f"missing {names[0]}; extra other"):
             score(tmp_path / "p.csv", truth, tmp_path / "out")
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from skinlesion.cli import main
 from skinlesion.config import make_config
-from skinlesion.diagnoses import CLASS_CODES, DISCLAIMER
+from skinlesion.data.ham10000 import HAM10000
+from skinlesion.diagnoses import DISCLAIMER
 from skinlesion.evaluation import export as exports
 from skinlesion.evaluation.export import FORMS, export, generate_images
 from skinlesion.files import InputError
@@ -41,7 +42,7 @@ def save_small(folder: Path, *, preprocessing: str = "imagenet") -> Path:
     """Save a network that is small and not trained, and tells generated images apart."""
     keras.utils.set_random_seed(0)
     size = {"image_size": (HEIGHT, WIDTH), "preprocessing": preprocessing}
-    model = build_classifier(make_config("default", **TINY | size))
+    model = build_classifier(make_config("default", **TINY | size), 7)
     # Random weights may answer with one class to everything: standardise the logits.
     last = model.get_layer("head").get_layer("probabilities")
     images = generate_images((HEIGHT, WIDTH)).astype("float32")
@@ -50,7 +51,7 @@ def save_small(folder: Path, *, preprocessing: str = "imagenet") -> Path:
     spread = logits.std(axis=0)
     last.set_weights([last.kernel.numpy() / spread, -logits.mean(axis=0) / spread])
     info = ModelInfo(
-        labels=CLASS_CODES,
+        **HAM10000.model_dump(exclude={"synthetic"}),
         image_size=(HEIGHT, WIDTH),
         resize="bilinear",
         recipe="default",
@@ -89,7 +90,7 @@ def test_every_form_gives_the_probabilities_of_keras(kind, name, small, pictures
     for count in (1, 10, 2):
         assert np.allclose(network(pixels[:count]), expected[:count], atol=1e-4)
     facts = json.loads((out.parent / f"{name}.json").read_text())
-    assert facts["labels"] == list(CLASS_CODES)
+    assert facts["labels"] == list(HAM10000.labels)
     assert facts["note"] == DISCLAIMER
     assert facts["largest_difference"] <= 1e-4
 
@@ -106,7 +107,7 @@ def test_an_onnx_file_says_itself_what_it_is(preprocessing, tmp_path):
     assert (taken.name, taken.type) == ("image", "tensor(float)")
     assert taken.shape == ["n", HEIGHT, WIDTH, 3]
     facts = session.get_modelmeta().custom_metadata_map
-    assert facts["labels"] == ",".join(CLASS_CODES)
+    assert facts["labels"] == ",".join(HAM10000.labels)
     assert facts["note"] == DISCLAIMER
 
 

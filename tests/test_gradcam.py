@@ -7,7 +7,7 @@ from conftest import TINY
 from PIL import Image
 
 from skinlesion.config import make_config
-from skinlesion.diagnoses import CLASS_CODES
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.evaluation.gradcam import compute_grad_cam, measure_heat, overlay_heat
 from skinlesion.files import InputError
 from skinlesion.model.bundle import ModelInfo
@@ -19,13 +19,13 @@ def make_predictor(recipe="default", **changes):
     keras.utils.set_random_seed(3)
     config = make_config(recipe, **TINY | changes)
     info = ModelInfo(
-        labels=CLASS_CODES,
+        **HAM10000.model_dump(exclude={"synthetic"}),
         image_size=config.image_size,
         resize=config.resize,
         recipe=config.recipe,
         synthetic=True,
     )
-    return Predictor(build_classifier(config), info)
+    return Predictor(build_classifier(config, 7), info)
 
 
 def explain(predictor, images, labels):

@@ -6,18 +6,19 @@ import pandas as pd
 import pytest
 
 from skinlesion import machine
-from skinlesion.data import ham10000
-from skinlesion.data.ham10000 import (
-    copy_images,
+from skinlesion.data import copies, dataset
+from skinlesion.data.copies import copy_images
+from skinlesion.data.dataset import (
     find_dataset,
     find_images,
-    is_sample,
     list_images,
     load_metadata,
     require_local_dataset,
 )
+from skinlesion.data.forms import is_sample
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.data.metadata import dataset_fingerprint
-from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
+from skinlesion.diagnoses import SYNTHETIC_NOTE
 from skinlesion.files import InputError, read_json
 from skinlesion.machine import default_images_dir
 
@@ -25,7 +26,7 @@ from skinlesion.machine import default_images_dir
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("SKINLESION_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(ham10000, "KAGGLE_MOUNTS", ())
+    monkeypatch.setattr(dataset, "KAGGLE_MOUNTS", ())
 
 
 def test_an_explicit_path_wins(flat_data, tmp_path, monkeypatch):
@@ -42,7 +43,7 @@ def test_the_variable_comes_next(flat_data, monkeypatch):
 def test_either_kaggle_mount_is_found(index, flat_data, tmp_path, monkeypatch):
     mounts = [tmp_path / str(number) for number in range(2)]
     shutil.copytree(flat_data, mounts[index])
-    monkeypatch.setattr(ham10000, "KAGGLE_MOUNTS", mounts)
+    monkeypatch.setattr(dataset, "KAGGLE_MOUNTS", mounts)
     assert find_dataset() == mounts[index]
 
 
@@ -55,7 +56,7 @@ def test_a_dataset_attached_under_another_name_is_found(flat_data, tmp_path, mon
 
 
 def test_an_earlier_download_comes_next(flat_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(ham10000, "download_dataset", None)
+    monkeypatch.setattr(dataset, "download_dataset", None)
     shutil.copytree(flat_data, tmp_path / "cache" / "ham10000")
     assert find_dataset() == tmp_path / "cache" / "ham10000"
 
@@ -63,7 +64,7 @@ def test_an_earlier_download_comes_next(flat_data, tmp_path, monkeypatch):
 def test_otherwise_it_is_downloaded(flat_data, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        ham10000, "download_dataset", lambda folder: asked.append(folder) or flat_data
+        dataset, "download_dataset", lambda folder: asked.append(folder) or flat_data
     )
     assert find_dataset() == flat_data
     assert asked == [tmp_path / "cache" / "ham10000"]
@@ -95,7 +96,7 @@ def test_the_place_beside_the_metadata_is_told(flat_data):
 
 
 def test_inspection_does_not_start_a_download(monkeypatch):
-    monkeypatch.setattr(ham10000, "download_dataset", None)
+    monkeypatch.setattr(dataset, "download_dataset", None)
     with pytest.raises(InputError, match="no dataset found: name its folder"):
         require_local_dataset()
 
@@ -169,7 +170,7 @@ class TestCopy:
                 image.mkdir()  # there, but no file that can be read
             return table
 
-        monkeypatch.setattr(ham10000, "load_metadata", vanish)
+        monkeypatch.setattr(copies, "load_metadata", vanish)
         out = tmp_path / "all"
         with pytest.raises(InputError, match=r"^\S+flat\S+ISIC_0000002\.jpg: cannot be read \("):
             copy_images(flat_data, out)
@@ -225,7 +226,7 @@ def test_rows_are_joined_to_images_and_labels(flat_data):
     table = load_metadata(flat_data)
     assert len(table) == 98
     assert [path.stem for path in table["path"]] == table["image_id"].tolist()
-    assert [CLASS_CODES[label] for label in table["label"]] == table["dx"].tolist()
+    assert [HAM10000.labels[label] for label in table["label"]] == table["dx"].tolist()
 
 
 def test_missing_columns_are_named(flat_data):

@@ -1,22 +1,28 @@
 """Figures held to hand-worked values and to scikit-learn's."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from skinlesion.diagnoses import CLASS_CODES
+from skinlesion.data.ham10000 import HAM10000
+from skinlesion.evaluation import metrics, subgroups
 from skinlesion.evaluation.bootstrap import compute_share, draw_weights
-from skinlesion.evaluation.metrics import (
-    MALIGNANT,
-    compare_predictions,
-    compute_classification_report,
-    compute_metrics,
-    compute_subgroups,
-    format_figure,
-    list_figures,
-)
+from skinlesion.evaluation.metrics import find_malignant, format_figure, list_figures
 from skinlesion.files import InputError
+
+MALIGNANT = find_malignant(HAM10000)
+compare_predictions, compute_classification_report, compute_metrics, compute_subgroups = (
+    partial(function, info=HAM10000)
+    for function in (
+        metrics.compare_predictions,
+        metrics.compute_classification_report,
+        metrics.compute_metrics,
+        subgroups.compute_subgroups,
+    )
+)
 
 
 def certain(labels):
@@ -195,7 +201,7 @@ def test_lesions_are_drawn_not_images():
 
 def test_classification_report_has_every_class_and_nan_where_undefined():
     report = compute_classification_report(np.array([5, 4]), np.array([5, 5]))
-    assert set(CLASS_CODES) <= set(report.index)
+    assert set(HAM10000.labels) <= set(report.index)
     assert np.isnan(report.loc["df", "recall"])
     assert report.loc["nv", "precision"] == 0.5
     assert report.loc["mel", "support"] == 1
@@ -204,7 +210,7 @@ def test_classification_report_has_every_class_and_nan_where_undefined():
 def test_the_table_for_readers_has_every_figure(noisy):
     y_true, y_prob, groups = noisy
     table = list_figures(compute_metrics(y_true, y_prob, groups=groups, n_bootstrap=20))
-    assert set(table["scope"]) == {"overall", *CLASS_CODES}
+    assert set(table["scope"]) == {"overall", *HAM10000.labels}
     assert len(table) == 13 + 7 * 7
 
 

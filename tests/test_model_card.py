@@ -8,12 +8,14 @@ import pandas as pd
 import pytest
 from huggingface_hub import ModelCard
 
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import SPLITS, read_split
-from skinlesion.diagnoses import CLASS_CODES, DISCLAIMER, SYNTHETIC_NOTE
+from skinlesion.diagnoses import DISCLAIMER, SYNTHETIC_NOTE
 from skinlesion.evaluation.evaluate import evaluate
 from skinlesion.evaluation.metrics import format_figure
-from skinlesion.evaluation.model_card import LEAST_CASES, OOD, OVERALL, make_model_card
+from skinlesion.evaluation.model_card import OOD, OVERALL, make_model_card
+from skinlesion.evaluation.subgroups import LEAST_CASES
 from skinlesion.files import InputError
 from skinlesion.model.run import Run
 
@@ -175,7 +177,7 @@ class TestEitherKind:
 class TestFigures:
     def test_of_each_class(self, real_run):
         rows = find_table(make_card(real_run), ["class", "images"])
-        assert list(rows) == list(CLASS_CODES)
+        assert list(rows) == list(HAM10000.labels)
         for code, row in read_metrics(real_run)["per_class"].items():
             assert rows[code][0] == str(row["support"])
             assert rows[code][1] == format_figure(row["sensitivity"])
@@ -280,7 +282,7 @@ class TestTraining:
         split = read_split(real_run / "splits.csv")
         card = make_card(real_run)
         rows = find_table(card, ["class", "name"])
-        for code in CLASS_CODES:
+        for code in HAM10000.labels:
             for part, cell in zip(SPLITS, rows[code][2:], strict=True):
                 chosen = split[(split["dx"] == code) & (split["split"] == part)]
                 assert cell == f"{len(chosen)} ({chosen['lesion_id'].nunique()})"

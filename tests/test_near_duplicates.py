@@ -8,7 +8,7 @@ import pytest
 from conftest import REAL_DATA, needs_real_data
 from PIL import Image, ImageDraw
 
-from skinlesion.data.ham10000 import list_images, load_metadata
+from skinlesion.data.dataset import list_images, load_metadata
 from skinlesion.data.near_duplicates import (
     MIN_AGREEMENT,
     Shot,

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
 import skinlesion as sl
+from skinlesion.data.synthetic import make_sample
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -107,6 +109,17 @@ def test_top_to_bottom_each_finds_what_the_one_before_left(executed):
     assert (executed / "runs" / "default" / "evaluation" / "metrics.json").is_file()
 
 
+def test_three_classes_of_ones_own_go_through_all_of_them(tmp_path):
+    """Without lesion ids, without malignancy, and without columns for subgroups."""
+    data = make_sample(tmp_path / "own", images_per_class=12, classes=3)
+    table = pd.read_csv(data / "metadata.csv")
+    table[["image", "diagnosis"]].to_csv(data / "metadata.csv", index=False)
+    finished = run_notebooks("--data", data, "--work", tmp_path / "work", *QUICK)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    text = (tmp_path / "work" / "notebooks" / "05_gradio_demo.ipynb").read_text()
+    assert "Most probable: " in text
+
+
 def test_a_report_in_html_holds_figures_and_images(executed):
     page = (executed / "notebooks" / "04_evaluate.html").read_text()
     assert "balanced accuracy" in page
@@ -171,7 +184,7 @@ class TestChangeIt:
             "run": sl.Run(tmp_path / "run"),
             "config": tiny_config,
             "time_limit": None,
-            "model": sl.build_model(tiny_config),
+            "model": sl.build_model(tiny_config, 7),
         }
         exec(examples[2], names)
         exec(examples[1], names)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.data.isic_csv import write_isic
-from skinlesion.diagnoses import CLASS_CODES
 from skinlesion.evaluation.score import score
 
 SCORER = Path(__file__).parent.parent / ".venv-scorer" / "bin" / "isic-challenge-scoring"
@@ -31,9 +31,9 @@ def files(tmp_path):
     y_pred = np.where(rng.random(400) < 0.6, y_true, rng.integers(0, 7, 400))
     y_prob = 0.45 * rng.dirichlet(np.ones(7), 400) + 0.55 * np.eye(7)[y_pred]
     names = np.array([f"ISIC_{number:07d}" for number in range(400)])
-    write_isic(tmp_path / "truth.csv", list(names), np.eye(7)[y_true])
+    write_isic(tmp_path / "truth.csv", list(names), np.eye(7)[y_true], HAM10000)
     order = rng.permutation(400)
-    write_isic(tmp_path / "predictions.csv", list(names[order]), y_prob[order])
+    write_isic(tmp_path / "predictions.csv", list(names[order]), y_prob[order], HAM10000)
     return tmp_path
 
 
@@ -57,7 +57,7 @@ def test_the_official_scorer_agrees(files):
         "sensitivity": "sensitivity",
         "specificity": "specificity",
     }
-    for code in CLASS_CODES:
+    for code in HAM10000.labels:
         for name, their_name in names.items():
             value = ours["per_class"][code][name]["value"]
             theirs = official["per_category"][their_name][code.upper()]

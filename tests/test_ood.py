@@ -6,7 +6,7 @@ from conftest import REAL_DATA, REAL_WEIGHTS, needs_real_data, needs_real_weight
 from PIL import Image
 
 from skinlesion.config import make_config
-from skinlesion.data.ham10000 import list_images
+from skinlesion.data.dataset import list_images
 from skinlesion.evaluation.calibration import calibrate, load_calibration
 from skinlesion.evaluation.export import generate_images
 from skinlesion.evaluation.ood import (

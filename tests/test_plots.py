@@ -5,8 +5,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
-from skinlesion.evaluation import plots
+from skinlesion.data.ham10000 import HAM10000
+from skinlesion.diagnoses import SYNTHETIC_NOTE
+from skinlesion.evaluation import examples, plots
 from skinlesion.evaluation.metrics import compute_metrics
 
 
@@ -29,21 +30,23 @@ def texts(ax):
 
 
 def test_confusion_matrix_shows_counts(matrix):
-    ax = plots.plot_confusion_matrix(matrix)
+    ax = plots.plot_confusion_matrix(matrix, HAM10000.labels)
     assert texts(ax) == [str(count) for count in matrix.ravel()]
-    assert [label.get_text() for label in ax.get_xticklabels()] == list(CLASS_CODES)
+    assert [label.get_text() for label in ax.get_xticklabels()] == list(HAM10000.labels)
     assert ax.get_yticklabels()[4].get_text() == "mel (10)"
 
 
 def test_normalised_rows_add_up_to_one_and_an_empty_row_is_zero(matrix):
-    shares = np.array(texts(plots.plot_confusion_matrix(matrix, normalize=True)), float)
+    shares = np.array(
+        texts(plots.plot_confusion_matrix(matrix, HAM10000.labels, normalize=True)), float
+    )
     sums = shares.reshape(7, 7).sum(axis=1)
     assert np.allclose(sums, [1, 1, 1, 0, 1, 1, 1])
 
 
 def test_draws_on_the_axes_it_is_given(matrix):
     _, ax = plt.subplots()
-    assert plots.plot_confusion_matrix(matrix, ax=ax) is ax
+    assert plots.plot_confusion_matrix(matrix, HAM10000.labels, ax=ax) is ax
 
 
 def test_learning_curves_show_both_sets():
@@ -70,8 +73,8 @@ def test_learning_curves_without_an_epoch_say_why():
 
 def test_sample_predictions_are_green_when_right_and_red_when_wrong():
     images = [np.zeros((6, 8, 3), np.uint8)] * 2
-    figure = plots.plot_sample_predictions(
-        images, np.array([4, 4]), np.array([4, 5]), np.full(2, 0.9)
+    figure = examples.plot_sample_predictions(
+        images, np.array([4, 4]), np.array([4, 5]), np.full(2, 0.9), HAM10000.labels
     )
     right, wrong = figure.axes[:2]
     assert right.get_title() == "true mel\npredicted mel 90%"
@@ -96,17 +99,17 @@ def judged():
     ],
 )
 def test_curves_of_classes_with_cases_and_of_malignancy(judged, plot, figure):
-    metrics = compute_metrics(*judged, n_bootstrap=20)
-    ax = plot(*judged, metrics)
+    metrics = compute_metrics(*judged, HAM10000, n_bootstrap=20)
+    ax = plot(*judged, metrics, HAM10000)
     names = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert [name.split()[0] for name in names] == [*CLASS_CODES[:6], "malignant"]
+    assert [name.split()[0] for name in names] == [*HAM10000.labels[:6], "malignant"]
     row = metrics["per_class"]["mel"][figure]
     assert names[4] == f"mel {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 def test_the_area_under_the_drawn_curve_is_the_one_in_the_legend(judged):
-    metrics = compute_metrics(*judged, n_bootstrap=5)
-    line = plots.plot_roc_curves(*judged, metrics).lines[1 + 4]
+    metrics = compute_metrics(*judged, HAM10000, n_bootstrap=5)
+    line = plots.plot_roc_curves(*judged, metrics, HAM10000).lines[1 + 4]
     area = np.trapezoid(line.get_ydata(), line.get_xdata())
     assert area == pytest.approx(metrics["per_class"]["mel"]["auc"]["value"])
 
@@ -133,14 +136,15 @@ def test_risk_coverage_and_forest_show_values_and_intervals():
 
 
 def test_no_images_is_a_figure_that_says_so():
-    figure = plots.plot_sample_predictions([], *np.zeros((2, 0), int), np.zeros(0))
+    empty = np.zeros((2, 0), int)
+    figure = examples.plot_sample_predictions([], *empty, np.zeros(0), HAM10000.labels)
     (ax,) = figure.axes
     assert texts(ax) == ["no images"]
     assert not ax.axison
 
 
 def test_probabilities_are_sorted_and_named():
-    probabilities = dict(zip(CLASS_CODES, [0.1, 0.05, 0.05, 0.1, 0.5, 0.15, 0.05], strict=True))
+    probabilities = dict(zip(HAM10000.names, [0.1, 0.05, 0.05, 0.1, 0.5, 0.15, 0.05], strict=True))
     ax = plots.plot_probabilities(probabilities)
     assert [bar.get_width() for bar in ax.patches] == sorted(probabilities.values(), reverse=True)
     assert ax.get_yticklabels()[0].get_text() == "Melanoma"
@@ -149,13 +153,13 @@ def test_probabilities_are_sorted_and_named():
 
 def test_class_counts(tmp_path):
     split = pd.DataFrame({"dx": ["nv", "nv", "mel"], "split": ["train", "test", "train"]})
-    ax = plots.plot_class_counts(split)
+    ax = plots.plot_class_counts(split, HAM10000)
     assert sum(bar.get_width() for bar in ax.patches if bar.get_width() > 0) == 3
 
 
 def test_only_synthetic_figures_say_so(tmp_path, matrix):
     for synthetic in (True, False):
-        figure = plots.plot_confusion_matrix(matrix).figure
+        figure = plots.plot_confusion_matrix(matrix, HAM10000.labels).figure
         plots.caption(figure, synthetic=synthetic)
         assert (SYNTHETIC_NOTE in [text.get_text() for text in figure.texts]) == synthetic
         path = plots.save_figure(figure, tmp_path / "a.png")

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.data.images import ENDINGS
 from skinlesion.data.isic_csv import read_isic
 from skinlesion.demo.predict import (
@@ -18,8 +19,8 @@ from skinlesion.demo.predict import (
     predict,
     predict_image,
 )
-from skinlesion.demo.result import TABLE_COLUMNS, Failure
-from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
+from skinlesion.demo.result import Failure, list_columns
+from skinlesion.diagnoses import SYNTHETIC_NOTE
 from skinlesion.files import InputError
 from skinlesion.model.predictor import Predictor
 from skinlesion.model.run import Run
@@ -47,7 +48,7 @@ def test_probabilities_are_the_calibrated_ones(model, pictures, trained_run):
     result = predict_image(trained_run, pictures[5])
     y_prob = model.predictor.predict_files([pictures[5]]).y_prob
     calibrated = model.calibration.apply(y_prob)[0]
-    assert list(result.probabilities) == list(CLASS_CODES)
+    assert list(result.probabilities) == list(HAM10000.labels)
     assert list(result.probabilities.values()) == pytest.approx(list(calibrated), abs=1e-6)
     assert sum(result.probabilities.values()) == pytest.approx(1)
     shown = [diagnosis.probability for diagnosis in result.diagnoses]
@@ -138,7 +139,7 @@ class TestPredict:
         files = [*sorted(folder.glob("*.jpg")), noise, notes]
         assert list(table["file"]) == [str(path) for path in files]
         written = pd.read_csv(tmp_path / "p.csv", keep_default_na=False)
-        assert list(written.columns) == list(table.columns) == list(TABLE_COLUMNS)
+        assert list(written.columns) == list(table.columns) == list_columns(HAM10000)
         assert list(written["error"] != "") == [False] * (len(files) - 1) + [True]
         assert SYNTHETIC_NOTE in said
         assert f"1 of {len(files)} files cannot be predicted: notes.jpg: cannot be" in said
@@ -159,7 +160,7 @@ class TestPredict:
         table = predict(trained_run, [*pictures[:3], notes], tmp_path / "p.csv", isic=True)
         assert "notes.jpg: cannot be read" in capsys.readouterr().out
         assert list(table["error"] != "") == [False, False, False, True]
-        names, y_prob = read_isic(tmp_path / "p.csv")
+        names, y_prob = read_isic(tmp_path / "p.csv", HAM10000)
         assert names == [path.stem for path in pictures[:3]]
         expected = Predictor.load(trained_run).predict_files(pictures[:3]).y_prob
         assert np.allclose(y_prob, expected, atol=1e-6)
@@ -212,7 +213,7 @@ def test_an_uncalibrated_model_is_refused(run_copy, pictures):
 
 def test_an_example_is_a_test_image_of_the_diagnosis(trained_run, sample, flat_data):
     rows = Run(trained_run).rows("test").set_index("image_id")
-    for code in CLASS_CODES:
+    for code in HAM10000.labels:
         assert rows.loc[find_example(trained_run, sample, code).stem, "dx"] == code
     assert find_example(trained_run, sample, "none").stem in rows.index
     with pytest.raises(InputError, match="no test image"):

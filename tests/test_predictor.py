@@ -5,7 +5,7 @@ from conftest import TINY
 from scipy.special import softmax
 
 from skinlesion.config import make_config
-from skinlesion.data.ham10000 import list_images
+from skinlesion.data.dataset import list_images
 from skinlesion.files import InputError
 from skinlesion.model.predictor import Predictor
 from skinlesion.model.resnet50 import build_classifier
@@ -48,7 +48,7 @@ def test_the_logits_go_on_from_the_maps(predictor, images):
 
 @pytest.mark.parametrize(("size", "views"), [((32, 32), 8), ((32, 48), 4)])
 def test_augmentation_averages_over_mirrored_and_turned_images(predictor, size, views):
-    classifier = build_classifier(make_config("default", **TINY | {"image_size": size}))
+    classifier = build_classifier(make_config("default", **TINY | {"image_size": size}), 7)
     ours = Predictor(classifier, predictor.info.model_copy(update={"image_size": size}))
     image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
     seen = [image, image[:, ::-1], image[:, :, ::-1], image[:, ::-1, ::-1]]
@@ -62,7 +62,7 @@ def test_augmentation_averages_over_mirrored_and_turned_images(predictor, size, 
 
 def test_probabilities_that_are_not_numbers_are_an_error(predictor, images):
     """Otherwise a damaged network would call everything benign."""
-    classifier = build_classifier(make_config("default", **TINY))
+    classifier = build_classifier(make_config("default", **TINY), 7)
     classifier.get_layer("head").get_layer("probabilities").bias.assign(np.full(7, np.nan))
     with pytest.raises(InputError, match="not numbers"):
         Predictor(classifier, predictor.info).predict_images(images[:1])
@@ -70,7 +70,7 @@ def test_probabilities_that_are_not_numbers_are_an_error(predictor, images):
 
 def test_what_does_not_add_up_to_1_is_an_error(predictor, images):
     """Such as the logits of a network whose softmax was cut off."""
-    classifier = build_classifier(make_config("default", **TINY))
+    classifier = build_classifier(make_config("default", **TINY), 7)
     classifier.get_layer("head").get_layer("probabilities").activation = keras.activations.linear
     with pytest.raises(InputError, match="do not add up to 1"):
         Predictor(classifier, predictor.info).predict_images(images[:1])
@@ -78,7 +78,7 @@ def test_what_does_not_add_up_to_1_is_an_error(predictor, images):
 
 def test_features_that_are_not_numbers_are_an_error(predictor, images):
     """A softmax can hide them, and OOD detection would compare nothing."""
-    classifier = build_classifier(make_config("default", **TINY))
+    classifier = build_classifier(make_config("default", **TINY), 7)
     norm = classifier.get_layer("backbone").get_layer("conv2_block3_3_bn")
     norm.gamma.assign(np.full(256, np.inf))
     with pytest.raises(InputError, match="not numbers"):

@@ -4,7 +4,8 @@ import pytest
 from conftest import REAL_DATA, REAL_WEIGHTS, needs_real_data, needs_real_weights
 
 from skinlesion.config import make_config
-from skinlesion.data.ham10000 import copy_images, load_metadata
+from skinlesion.data.copies import copy_images
+from skinlesion.data.dataset import load_metadata
 from skinlesion.evaluation.calibration import calibrate
 from skinlesion.evaluation.evaluate import evaluate
 from skinlesion.model.train import train

@@ -30,7 +30,7 @@ def trained_names(backbone):
 
 
 def test_the_originals_parameter_count_and_head():
-    classifier = build_classifier(make_config("original", weights="none"))
+    classifier = build_classifier(make_config("original", weights="none"), 7)
     assert classifier.count_params() == 24_801_223
     assert [layer.name for layer in classifier.layers] == ["preprocessing", "backbone", "head"]
     assert [layer.name for layer in classifier.get_layer("head").layers] == HEAD
@@ -39,7 +39,7 @@ def test_the_originals_parameter_count_and_head():
 
 
 def test_the_model_is_augmentation_and_classifier():
-    model = build_model(tiny(image_size=(40, 48)))
+    model = build_model(tiny(image_size=(40, 48)), 7)
     assert [layer.name for layer in model.layers] == ["augmentation", "classifier"]
     y_prob = model.predict_on_batch(np.full((2, 40, 48, 3), 128, "float32"))
     assert y_prob.shape == (2, 7)
@@ -47,7 +47,7 @@ def test_the_model_is_augmentation_and_classifier():
 
 
 def test_the_same_settings_give_the_same_initial_weights():
-    one, other = (build_model(tiny()).get_weights() for _ in range(2))
+    one, other = (build_model(tiny(), 7).get_weights() for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -55,19 +55,21 @@ def test_the_same_settings_give_the_same_initial_weights():
 def test_too_small_is_refused_with_the_smallest_size_that_works(recipe, smallest):
     small = {"weights": "none", "top_stage": "conv5"}
     with pytest.raises(InputError, match=rf"at least {smallest} pixels. Received: image_size="):
-        build_classifier(make_config(recipe, **small, image_size=(smallest - 1, 224)))
-    build_classifier(make_config(recipe, **small, image_size=(smallest, smallest)))
+        build_classifier(make_config(recipe, **small, image_size=(smallest - 1, 224)), 7)
+    build_classifier(make_config(recipe, **small, image_size=(smallest, smallest)), 7)
 
 
 def test_imagenet_preprocessing_is_kerass_own():
-    preprocessing = build_classifier(tiny()).get_layer("preprocessing")
+    preprocessing = build_classifier(tiny(), 7).get_layer("preprocessing")
     pixels = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
     expected = keras.applications.resnet50.preprocess_input(pixels.copy())
     assert np.allclose(preprocessing.predict_on_batch(pixels), expected, atol=1e-4)
 
 
 def test_division_by_255_is_the_originals():
-    preprocessing = build_classifier(tiny(preprocessing="divide_by_255")).get_layer("preprocessing")
+    preprocessing = build_classifier(tiny(preprocessing="divide_by_255"), 7).get_layer(
+        "preprocessing"
+    )
     assert np.allclose(preprocessing(np.full((1, 32, 32, 3), 51.0)), 0.2)
 
 
@@ -118,7 +120,7 @@ def test_no_network_is_told_with_the_ways_out(monkeypatch):
 
 def test_frozen_means_exactly_the_pretrained_layers_below_the_stage(conv2_weights):
     settings = tiny(weights=str(conv2_weights), top_stage="conv3", fine_tune_from="conv2")
-    names = trained_names(find_part(build_model(settings), "backbone"))
+    names = trained_names(find_part(build_model(settings, 7), "backbone"))
     assert "conv1_conv" not in names
     assert "conv2_block1_1_conv" in names
     # Pretrained BatchNorm layers keep their statistics.
@@ -126,7 +128,7 @@ def test_frozen_means_exactly_the_pretrained_layers_below_the_stage(conv2_weight
     # Layers without pretrained weights are trained from the start, BatchNorm too.
     assert {"conv3_block1_1_conv", "conv3_block1_1_bn"} <= names
     backbone = find_part(
-        build_model(settings.model_copy(update={"fine_tune_from": "conv3"})), "backbone"
+        build_model(settings.model_copy(update={"fine_tune_from": "conv3"}), 7), "backbone"
     )
     every = {layer.name for layer in backbone.layers if layer.weights}
     assert trained_names(backbone) == every - backbone.pretrained.layers
@@ -140,13 +142,13 @@ def test_the_original_trains_everything(conv2_weights):
 
 def test_momentum_is_set_where_nothing_was_loaded(conv2_weights):
     settings = tiny(weights=str(conv2_weights), top_stage="conv3", batch_norm_momentum=0.8)
-    backbone = find_part(build_model(settings), "backbone")
+    backbone = find_part(build_model(settings, 7), "backbone")
     assert backbone.get_layer("conv1_bn").momentum == 0.99
     assert backbone.get_layer("conv3_block1_1_bn").momentum == 0.8
 
 
 def make_optimizer(settings):
-    model = build_model(settings)
+    model = build_model(settings, 7)
     compile_model(model, settings, steps=50)
     return model.optimizer
 

@@ -7,18 +7,19 @@ from types import SimpleNamespace
 
 import pytest
 
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.demo import html
 from skinlesion.demo.result import (
-    TABLE_COLUMNS,
     Failure,
     OperatingPoint,
     RankedDiagnosis,
     Result,
     find_operating_point,
     format_percent,
+    list_columns,
     make_table,
 )
-from skinlesion.diagnoses import CLASS_CODES, DIAGNOSES, DISCLAIMER
+from skinlesion.diagnoses import DISCLAIMER
 
 MEASURED = OperatingPoint(
     threshold=0.2,
@@ -33,7 +34,7 @@ MELANOMA = Result(
     ood_score=0.5,
     problems=(),
     diagnoses=tuple(
-        RankedDiagnosis(*DIAGNOSES[CLASS_CODES.index(code)], share, share > 0)
+        RankedDiagnosis(*HAM10000.diagnoses[HAM10000.labels.index(code)], share, share > 0)
         for code, share in (
             ("mel", 0.6),
             ("nv", 0.4),
@@ -119,8 +120,10 @@ def test_values_are_ready_for_json():
 
 
 def test_the_table_has_a_row_for_each_file():
-    table = make_table([MELANOMA, Failure("notes.jpg", "notes.jpg: cannot be read"), OUTSIDE])
-    assert list(table.columns) == list(TABLE_COLUMNS)
+    table = make_table(
+        [MELANOMA, Failure("notes.jpg", "notes.jpg: cannot be read"), OUTSIDE], HAM10000
+    )
+    assert list(table.columns) == list_columns(HAM10000)
     assert list(table["file"]) == ["some.jpg", "notes.jpg", "some.jpg"]
     assert list(table["error"]) == ["", "notes.jpg: cannot be read", ""]
     assert list(table["in_distribution"].eq(True)) == [True, False, False]

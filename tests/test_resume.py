@@ -15,14 +15,15 @@ import pytest
 from conftest import TINY
 
 from skinlesion.config import make_config
-from skinlesion.data.ham10000 import load_metadata
+from skinlesion.data.dataset import load_metadata
 from skinlesion.data.split import write_split
 from skinlesion.files import InputError
 from skinlesion.model import callbacks
 from skinlesion.model.resnet50 import WEIGHTS_URL
 from skinlesion.model.run import Run
 from skinlesion.model.run_settings import choose_config, require_same_run
-from skinlesion.model.train import find_trained_run, train
+from skinlesion.model.train import train
+from skinlesion.model.trained import find_trained_run
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +268,7 @@ from skinlesion.model.train import compile_model
 config = make_config("default", image_size=(32, 32), weights="none", top_stage="conv2",
     batch_size=8, epochs=2, precision=precision, scratch_learning_rate=1e-5, deterministic=True,
     augmentation="none" if precision == "float32" else "dermatoscopic")
-model = resnet50.build_model(config)
+model = resnet50.build_model(config, 7)
 assert model.distribute_strategy.num_replicas_in_sync == count
 if precision == "float32":
     resnet50.find_part(model, "head").get_layer("dropout").rate = 0

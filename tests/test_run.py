@@ -109,7 +109,7 @@ def test_an_unfinished_run_says_how_to_continue(run_copy):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": ["nv", "mel"]}, "made for labels"),
+        ({"labels": ["nv", "mel"]}, "names and malignant: must be given for each of 2 labels"),
         ({"image_size": "large"}, "does not fit this version"),
         ({"surprise": 1}, "does not fit this version"),
     ],
@@ -128,8 +128,8 @@ def test_the_dataset_is_remembered_while_it_is_there(trained_run, sample, tmp_pa
     assert Run(tmp_path / "nothing").dataset is None
 
 
-def test_predictions_come_in_the_order_that_is_asked_for(tmp_path):
-    run = Run(tmp_path)
+def test_predictions_come_in_the_order_that_is_asked_for(run_copy):
+    run = Run(run_copy)
     y_prob = np.eye(7)[[0, 3]]
     run.write_predictions("test", ["a", "b"], y_prob)
     assert run.read_predictions("test", ["b", "a"]).argmax(axis=1).tolist() == [3, 0]

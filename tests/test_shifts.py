@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from skinlesion.cli import main
-from skinlesion.data.ham10000 import list_images
-from skinlesion.diagnoses import LABEL_OF
+from skinlesion.data.dataset import list_images
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.evaluation.evaluate import evaluate
 from skinlesion.evaluation.shifts import (
     COOL,
@@ -110,9 +110,9 @@ class TestFigures:
 
     def test_mean_and_worst_worked_by_hand(self, rows):
         right = np.eye(7)[rows["label"]]
-        nevi = np.eye(7)[np.full(14, LABEL_OF["nv"])]
+        nevi = np.eye(7)[np.full(14, HAM10000.label_of["nv"])]
         predictions = {"none": right} | dict.fromkeys(SHIFTS, right) | {"blur": nevi}
-        table = compute_shifts(rows, predictions)
+        table = compute_shifts(rows, predictions, HAM10000)
         values = table.set_index(["subgroup", "figure"])["value"]
         assert values["none", "balanced_accuracy"] == 1
         assert values["blur", "balanced_accuracy"] == pytest.approx(1 / 7)
@@ -120,13 +120,13 @@ class TestFigures:
         assert values["mean", "sensitivity_mel"] == pytest.approx(10 / 11)
         assert values["mean", "macro_auc"] == pytest.approx(10.5 / 11)
         found = summarise_shifts(table)
-        assert found["worst"] == dict.fromkeys(FIGURES, "blur")
+        assert found["worst"] == dict.fromkeys((*FIGURES, "sensitivity_mel"), "blur")
         assert found["figures"]["mean"]["balanced_accuracy"]["high"] < 1
 
     def test_undefined_figures_have_no_worst(self, rows):
-        rows = rows[rows["label"] != LABEL_OF["mel"]]
+        rows = rows[rows["label"] != HAM10000.label_of["mel"]]
         right = np.eye(7)[rows["label"]]
-        table = compute_shifts(rows, {"none": right} | dict.fromkeys(SHIFTS, right))
+        table = compute_shifts(rows, {"none": right} | dict.fromkeys(SHIFTS, right), HAM10000)
         assert summarise_shifts(table)["worst"]["sensitivity_mel"] is None
 
 

@@ -13,9 +13,9 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skinlesion.data.ham10000 import SAMPLE_MARKER
+from skinlesion.data.forms import SAMPLE_MARKER
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.data.synthetic import IMAGE_SIZE, make_sample
-from skinlesion.diagnoses import CLASS_CODES
 from skinlesion.files import InputError
 
 PER_CLASS = 24
@@ -85,7 +85,7 @@ def test_marker_says_what_it_is(sample):
 
 
 def test_classes_are_balanced(table):
-    assert table["dx"].value_counts().to_dict() == dict.fromkeys(CLASS_CODES, PER_CLASS)
+    assert table["dx"].value_counts().to_dict() == dict.fromkeys(HAM10000.labels, PER_CLASS)
 
 
 def test_lesions_have_one_to_three_images_of_one_patient(table):
@@ -144,7 +144,7 @@ def test_larger_sample_holds_the_smaller_one(sample, tmp_path):
     larger = read_all(sample)
     smaller = read_all(make_sample(tmp_path / "small", images_per_class=2))
     pictures = [name for name in smaller if name.endswith((".jpg", ".png"))]
-    assert len(pictures) == 2 * 2 * len(CLASS_CODES)
+    assert len(pictures) == 2 * 2 * len(HAM10000.labels)
     assert all(smaller[name] == larger[name] for name in pictures)
 
 

@@ -21,7 +21,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skinlesion.config import make_config
-from skinlesion.data.ham10000 import METADATA_NAME, copy_images, list_images, load_metadata
+from skinlesion.data.copies import copy_images
+from skinlesion.data.dataset import list_images, load_metadata
+from skinlesion.data.ham10000 import HAM10000, METADATA_NAME
 from skinlesion.data.isic_csv import read_isic
 from skinlesion.data.split import SPLITS, make_split, read_split, write_split
 from skinlesion.diagnoses import SYNTHETIC_NOTE
@@ -42,7 +44,8 @@ from skinlesion.model.linear_probe import STRENGTHS, fit_linear_probe
 from skinlesion.model.predictor import Predictor
 from skinlesion.model.resnet50 import WeightsUnavailableError, build_model, find_part
 from skinlesion.model.run import Run
-from skinlesion.model.train import begin_run, compile_model, find_trained_run, finish_run, train
+from skinlesion.model.train import begin_run, compile_model, finish_run, train
+from skinlesion.model.trained import find_trained_run
 
 
 def tiny(**changes):
@@ -59,7 +62,7 @@ def random_batches(count, seed, *, shuffle=False):
 
 def fit(run, config):
     """Train on noise; returns the model and the history."""
-    model = build_model(config)
+    model = build_model(config, 7)
     training, validation = random_batches(24, 1, shuffle=True), random_batches(16, 2)
     compile_model(model, config, steps=len(training))
     callbacks = make_callbacks(run, config)
@@ -130,7 +133,7 @@ class TestBatches:
 
     def test_balanced_weights_hand_worked(self):
         # 6 images: four nv (5), two mel (4): 6 / (2 classes * count).
-        weights = balanced_class_weights(np.array([5, 5, 5, 5, 4, 4]))
+        weights = balanced_class_weights(np.array([5, 5, 5, 5, 4, 4]), 7)
         assert weights.tolist() == [1, 1, 1, 1, 1.5, 0.75, 1]
 
 
@@ -169,7 +172,7 @@ class TestFit:
 
     def test_on_one_gpu_keras_would_choose_xla(self):
         """It has no kernel for rotation."""
-        model = build_model(tiny())
+        model = build_model(tiny(), 7)
         compile_model(model, tiny(), steps=3)
         assert model.jit_compile is False
 
@@ -196,7 +199,7 @@ class TestFit:
 
     def test_a_loss_that_is_no_number_stops_with_an_error(self, tmp_path):
         config = tiny()
-        model = build_model(config)
+        model = build_model(config, 7)
         layer = find_part(model, "head").get_layer("probabilities")
         layer.bias.assign(np.full(7, np.nan))
         compile_model(model, config, steps=3)
@@ -213,7 +216,7 @@ class TestFit:
         config = tiny(
             weights=str(conv2_weights), fine_tune_from="conv2", linear_probe=False, epochs=1
         )
-        before = find_part(build_model(config), "backbone")
+        before = find_part(build_model(config, 7), "backbone")
         before = {layer.name: layer.get_weights() for layer in before.layers if layer.weights}
         model, history = fit(Run(tmp_path), config)
         assert history["phase"].tolist() == ["fine_tuning"]
@@ -238,7 +241,7 @@ class TestLinearProbe:
     @pytest.fixture(scope="class")
     def fitted(self, datasets, tmp_path_factory):
         config = make_config("probe", **self.settings)
-        model = build_model(config)
+        model = build_model(config, 7)
         before = model.get_weights()
         run = Run(tmp_path_factory.mktemp("probe"))
         table = fit_linear_probe(model, *datasets, run, config)
@@ -285,7 +288,7 @@ class TestLinearProbe:
         images = rng.integers(0, 256, (24, 64, 64, 3), np.uint8)
         labels = np.where(np.arange(24) % 2, 1, 4).astype("int32")
         config = make_config("probe", **self.settings)
-        model = build_model(config)
+        model = build_model(config, 7)
         batches = make_batches(images, labels, np.ones(7), 8, shuffle=False)
         fit_linear_probe(model, batches, batches, Run(tmp_path), config)
         y_prob = model.predict(images.astype("float32"), verbose=0)
@@ -334,12 +337,12 @@ class TestRunFolder:
         assert described["seed"] == described["config"]["seed"] == 42
         assert len(described["dataset"]["fingerprint"]) == 64
         split = read_split(trained_run / "splits.csv").set_index("image_id")["split"]
-        names, y_prob = read_isic(trained_run / "predictions_validation.csv")
+        names, y_prob = read_isic(trained_run / "predictions_validation.csv", HAM10000)
         assert set(names) == set(split.index[split == "validation"])
         assert np.allclose(y_prob.sum(axis=1), 1, atol=1e-5)
 
     def test_validation_predictions_are_those_of_the_files(self, trained_run, predictor, sample):
-        names, y_prob = read_isic(trained_run / "predictions_validation.csv")
+        names, y_prob = read_isic(trained_run / "predictions_validation.csv", HAM10000)
         images = list_images(sample)
         again = predictor.predict_files([images[name] for name in names]).y_prob
         assert np.allclose(again, y_prob, atol=1e-5)
@@ -355,7 +358,7 @@ class TestRunFolder:
         """Run All a second time trains nothing, and ends with the trained model."""
         run = Run(trained_run)
         before = run.history_path.read_bytes()
-        model = build_model(tiny_config)
+        model = build_model(tiny_config, 7)
         datasets = make_datasets(sample, run.split, tiny_config)
         compile_model(model, tiny_config, steps=len(datasets[0]))
         fit_linear_probe(model, *datasets, run, tiny_config)
@@ -584,7 +587,7 @@ class TestChangedHead:
     def test_the_model_that_was_trained_is_the_one_that_is_saved(self, sample, tmp_path):
         config = tiny(epochs=1, limit=14)
         run, split = Run(tmp_path / "run"), write_split(sample, tmp_path / "splits.csv")
-        model = build_model(config)
+        model = build_model(config, 7)
         self.change_head(model)
         begin_run(run, model, sample, split, config)
         training, validation = make_datasets(sample, split, config)
@@ -599,7 +602,7 @@ class TestChangedHead:
 
     def test_the_logistic_regression_refuses_it_before_any_epoch(self, tmp_path, conv2_weights):
         config = tiny(weights=str(conv2_weights))
-        model = build_model(config)
+        model = build_model(config, 7)
         self.change_head(model)
         with pytest.raises(InputError, match="hidden, probabilities: set linear_probe to False"):
             fit_linear_probe(model, None, None, Run(tmp_path / "run"), config)
@@ -641,13 +644,13 @@ def test_the_estimate_counts_validation_and_all_epochs(monkeypatch, capsys):
 def test_without_a_gpu_the_way_to_one_is_told(flat_data, tmp_path, capsys):
     config = tiny()
     split = write_split(flat_data, tmp_path / "splits.csv")
-    begin_run(Run(tmp_path / "run"), build_model(config), flat_data, split, config)
+    begin_run(Run(tmp_path / "run"), build_model(config, 7), flat_data, split, config)
     assert "no GPU: all images at full size take many hours" in capsys.readouterr().out
 
 
 def test_a_head_that_could_not_predict_is_refused_before_any_epoch(sample, tmp_path):
     config = tiny()
-    model = build_model(config)
+    model = build_model(config, 7)
     find_part(model, "head").add(keras.layers.Dense(7, activation="softmax", name="last"))
     split = write_split(sample, tmp_path / "splits.csv")
     with pytest.raises(

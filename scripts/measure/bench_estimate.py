@@ -18,7 +18,7 @@ import tensorflow as tf
 from benchmark import report
 
 from skinlesion.config import make_config
-from skinlesion.diagnoses import NUM_CLASSES
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.machine import default_weights
 from skinlesion.model.callbacks import Progress
 from skinlesion.model.datasets import make_batches
@@ -31,8 +31,8 @@ VALIDATION_SHARE = 15 / 70
 def make_random(count: int, size: tuple[int, int], batch_size: int) -> tf.data.Dataset:
     """Batches of `count` random images."""
     images = np.random.default_rng(0).integers(0, 256, (count, *size, 3), np.uint8)
-    labels = (np.arange(count) % NUM_CLASSES).astype(np.int32)
-    return make_batches(images, labels, np.ones(NUM_CLASSES), batch_size, shuffle=True)
+    labels = (np.arange(count) % len(HAM10000.labels)).astype(np.int32)
+    return make_batches(images, labels, np.ones(len(HAM10000.labels)), batch_size, shuffle=True)
 
 
 def main() -> None:

@@ -25,8 +25,8 @@ from benchmark import measure, report
 from PIL import Image
 
 from skinlesion.config import make_config
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.data.synthetic import make_sample
-from skinlesion.diagnoses import CLASS_CODES
 from skinlesion.model.bundle import ModelInfo
 from skinlesion.model.predictor import Predictor
 from skinlesion.model.resnet50 import build_classifier
@@ -81,12 +81,12 @@ def our_ways(predictor: Predictor, paths: list[Path]) -> dict[str, Way]:
 def make_ways(paths: list[Path], size: int) -> dict[str, Way]:
     """All ways, with one network."""
     config = make_config("original", image_size=(size, size), weights="none")
-    classifier = build_classifier(config)
+    classifier = build_classifier(config, len(HAM10000.labels))
     # The original's caller divides by 255.
     parts = [classifier.get_layer(name) for name in ("backbone", "head")]
     original = keras.Sequential([keras.Input((size, size, 3)), *parts])
     info = ModelInfo(
-        labels=CLASS_CODES,
+        **HAM10000.model_dump(exclude={"synthetic"}),
         image_size=config.image_size,
         resize=config.resize,
         recipe=config.recipe,

@@ -21,9 +21,9 @@ import tensorflow as tf
 from benchmark import measure, report
 from PIL import Image
 
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.data.images import load_images
 from skinlesion.data.synthetic import make_sample
-from skinlesion.diagnoses import NUM_CLASSES
 from skinlesion.model.augmentation import make_augmentation
 from skinlesion.model.datasets import make_batches
 
@@ -83,7 +83,9 @@ def main() -> None:
         decoded = load_images(files, image_size=SIZE)
 
         def consume(images: np.ndarray, finish: Any = None) -> int:
-            batches = make_batches(images, labels, np.ones(NUM_CLASSES), BATCH, shuffle=True)
+            batches = make_batches(
+                images, labels, np.ones(len(HAM10000.labels)), BATCH, shuffle=True
+            )
             for batch, _, _ in batches:
                 if finish:
                     finish(batch)

@@ -18,7 +18,7 @@ import tensorflow as tf
 from benchmark import measure, report
 
 from skinlesion.config import Config, make_config
-from skinlesion.diagnoses import NUM_CLASSES
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.machine import default_weights
 from skinlesion.model.datasets import make_batches
 from skinlesion.model.resnet50 import build_model
@@ -29,7 +29,7 @@ IN_MEMORY = "fit, one batch in memory"
 
 def make_model(config: Config, steps: int) -> keras.Sequential:
     """The compiled model of these settings."""
-    model = build_model(config)
+    model = build_model(config, len(HAM10000.labels))
     compile_model(model, config, steps=steps)
     return model
 
@@ -57,8 +57,10 @@ def main() -> None:
     rng = np.random.default_rng(0)
     count = arguments.steps * config.batch_size
     images = rng.integers(0, 256, (count, *config.image_size, 3), np.uint8)
-    labels = (np.arange(count) % NUM_CLASSES).astype(np.int32)
-    batches = make_batches(images, labels, np.ones(NUM_CLASSES), config.batch_size, shuffle=True)
+    labels = (np.arange(count) % len(HAM10000.labels)).astype(np.int32)
+    batches = make_batches(
+        images, labels, np.ones(len(HAM10000.labels)), config.batch_size, shuffle=True
+    )
     in_memory = next(iter(batches))
     fed = tf.data.Dataset.from_tensors(in_memory).repeat(arguments.steps)
     ours = make_model(config, arguments.steps)

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 from scipy.integrate import trapezoid
 
-from skinlesion.data.ham10000 import MASKS_NAME
+from skinlesion.data.forms import MASKS_NAME
 from skinlesion.evaluation.bootstrap import compute_share, draw_weights
 from skinlesion.evaluation.gradcam import compute_grad_cam, measure_heat
 from skinlesion.evaluation.metrics import format_figure

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from skinlesion.data.ham10000 import load_metadata
+from skinlesion.data.dataset import load_metadata
 from skinlesion.data.near_duplicates import MIN_AGREEMENT, NEIGHBOURS, Shot, compare_shots
 from skinlesion.model.resnet50 import compute_features
 

@@ -29,10 +29,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skinlesion.config import RECIPES
-from skinlesion.data.ham10000 import find_dataset, load_metadata
+from skinlesion.data.dataset import find_dataset, load_metadata
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import make_split
-from skinlesion.diagnoses import CLASS_CODES
 from skinlesion.evaluation.bootstrap import compute_share, draw_weights, summarise
 from skinlesion.evaluation.calibration import apply_temperature, fit_temperature
 from skinlesion.evaluation.metrics import format_figure
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument(
-        "--diagnoses", nargs="+", choices=CLASS_CODES, default=["df", "vasc", "bcc"]
+        "--diagnoses", nargs="+", choices=HAM10000.labels, default=["df", "vasc", "bcc"]
     )
     arguments = parser.parse_args()
     try:
@@ -142,7 +142,7 @@ def fit_head(x: np.ndarray, labels: np.ndarray, train: np.ndarray) -> np.ndarray
     """The probabilities of all images, (n, 7), of a head as recipe `probe` fits it."""
     regression = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=MAX_ITERATIONS)
     head = make_pipeline(StandardScaler(), regression).fit(x[train], labels[train])
-    y_prob = np.zeros((len(x), len(CLASS_CODES)))
+    y_prob = np.zeros((len(x), len(HAM10000.labels)))
     y_prob[:, regression.classes_] = head.predict_proba(x)
     return y_prob
 

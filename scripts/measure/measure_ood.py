@@ -23,7 +23,7 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 from scipy.stats import binomtest
 
-from skinlesion.data.ham10000 import load_metadata
+from skinlesion.data.dataset import load_metadata
 from skinlesion.data.split import join_split
 from skinlesion.evaluation.calibration import load_calibration
 from skinlesion.evaluation.ood import OODDetector, is_in_distribution

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageFilter
 
-from skinlesion.data.ham10000 import list_images
+from skinlesion.data.dataset import list_images
 from skinlesion.evaluation.calibration import load_calibration
 from skinlesion.evaluation.quality import QualityLimits, find_problems
 from skinlesion.files import InputError

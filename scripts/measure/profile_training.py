@@ -37,7 +37,7 @@ def train(weights: str) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     settings = {"image_size": (128, 128), "top_stage": "conv4", "fine_tune_from": "conv3"}
     config = sl.make_config("default", **settings, augmentation="none", weights=weights)
-    model = sl.build_model(config)
+    model = sl.build_model(config, 7)
     sl.compile_model(model, config, steps=STEPS)
     rng = np.random.default_rng(0)
     images = rng.uniform(0, 255, (config.batch_size, *config.image_size, 3)).astype(np.float32)

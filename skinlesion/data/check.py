@@ -2,6 +2,7 @@
 
 import codecs
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from skinlesion.data.ham10000 import (
-    MASKS_NAME,
-    METADATA_NAME,
-    find_gaps,
-    list_images,
-    require_local_dataset,
-    walk_files,
-)
+from skinlesion.data.dataset import find_gaps, list_image_paths, list_images, require_local_dataset
+from skinlesion.data.forms import MASKS_NAME, list_endings, read_dataset, walk_files
+from skinlesion.data.ham10000 import METADATA_NAME
 from skinlesion.data.images import ENDINGS, inspect_images
 from skinlesion.data.metadata import SPELLINGS, normalise, normalise_id, read_metadata
 from skinlesion.data.near_duplicates import read_near_duplicates
@@ -53,12 +49,11 @@ def check_dataset(data: str | Path | None = None, out: Path | None = None) -> Fi
             the report cannot be written.
     """
     source, out = require_local_dataset(data), out or default_work_dir()
-    csv = source / METADATA_NAME
-    rows, form = _read_rows(csv)
+    rows, form = _read_rows(source)
     files, others = _read_files(source)
     whole = files[files["problem"] == ""]
     checked = {
-        "metadata that other commands refuse": _find_refusal(csv, form),
+        "metadata that other commands refuse": _find_refusal(source / METADATA_NAME, form),
         **find_gaps(rows, dict(zip(files["image_id"], files["name"], strict=True))),
         "lesions with contradictory facts": _find_contradictions(rows),
         **_find_damage(files),
@@ -83,9 +78,9 @@ def find_unusable_rows(data: Path) -> dict[str, str]:
     """Find the rows whose image is missing or cannot be decoded: the reason by `image_id`.
 
     Raises:
-        InputError: as `read_metadata` and `list_images`.
+        InputError: as `read_dataset` and `list_images`.
     """
-    rows, images = read_metadata(data / METADATA_NAME), list_images(data)
+    (rows, _), images = read_dataset(data), list_images(data)
     there = {name: path for name, path in images.items() if name in set(rows["image_id"])}
     missing = dict.fromkeys(find_gaps(rows, images)["rows without an image"], "no image")
     facts = zip(there, inspect_images(list(there.values())), strict=True)
@@ -117,14 +112,17 @@ def _summarise(found: Findings) -> str:
     return "\n".join(lines)
 
 
-def _read_rows(csv: Path) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Read the metadata, whatever its encoding and its separator are, and return these too.
+def _read_rows(source: Path) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Read HAM10000's metadata, whatever its encoding and its separator are, and return these too.
 
-    Rows without an id are left out.
+    Other datasets are read as every command reads them. Rows without an id are left out.
 
     Raises:
         InputError: it is not a table with `image_id`, `lesion_id` and the columns of `FACTS`.
     """
+    csv = source / METADATA_NAME
+    if not csv.is_file():
+        return read_dataset(source)[0], {}
     try:
         content = csv.read_bytes()
         encoding = _find_encoding(content)
@@ -158,21 +156,25 @@ def _read_files(source: Path) -> tuple[pd.DataFrame, list[str]]:
     """Read every image file on all cores.
 
     Returns:
-        A row for each file named `.jpg`: its `name` in the dataset, `image_id` and the fields of
-        `ImageFacts`; and the names of image files with other endings, without masks.
+        A row for each image file that is used: its `name` in the dataset, `image_id` and the fields
+        of `ImageFacts`; and the names of image files with other endings, without masks.
 
     Raises:
-        InputError: no file is named `.jpg`.
+        InputError: there is none.
     """
     names = [path.relative_to(source) for path in sorted(walk_files(source))]
-    used = [name for name in names if name.suffix.lower() == ".jpg"]
+    used = [path.relative_to(source) for path in list_image_paths(source)]
     others = [
         str(name)
         for name in names
-        if name.suffix.lower() in set(ENDINGS) - {".jpg"} and MASKS_NAME not in name.parts
+        if name.suffix.lower() in set(ENDINGS) - set(list_endings(source))
+        and MASKS_NAME not in name.parts
     ]
     if not used:
-        raise InputError(f"{source}: no .jpg file in it; name the folder that holds the images")
+        raise InputError(
+            f"{source}: no {' or '.join(list_endings(source))} file in it; name the folder that "
+            "holds the images"
+        )
     files = pd.DataFrame(map(vars, inspect_images([source / name for name in used])))
     ids = [normalise_id(name.stem) for name in used]
     return files.assign(name=list(map(str, used)), image_id=ids), others
@@ -180,6 +182,8 @@ def _read_files(source: Path) -> tuple[pd.DataFrame, list[str]]:
 
 def _find_refusal(csv: Path, form: dict[str, str]) -> list[str]:
     """Say why `read_metadata` refuses the metadata, if it does."""
+    if not form:
+        return []
     if form["encoding"] not in ("utf-8", "utf-8-sig") or form["separator"] != ",":
         return [
             f"{csv.name}: encoding {form['encoding']}, separator {form['separator']!r}; save it as "
@@ -195,7 +199,7 @@ def _find_refusal(csv: Path, form: dict[str, str]) -> list[str]:
 def _find_contradictions(rows: pd.DataFrame) -> list[str]:
     """Name each lesion that has several values in a column of `FACTS`, with these values."""
     cases = []
-    for column in FACTS:
+    for column in (name for name in FACTS if name in rows):
         values = rows.dropna(subset=column).groupby("lesion_id")[column].unique()
         cases += [
             f"{lesion}: {column} {', '.join(sorted(map(str, several)))}"
@@ -216,8 +220,9 @@ def _find_damage(files: pd.DataFrame) -> Findings:
 
 def _find_odd_images(whole: pd.DataFrame) -> Findings:
     """Find images that can be used, but are unlike HAM10000's or unlike most of this dataset."""
+    is_jpeg = whole["name"].str.lower().str.endswith((".jpg", ".jpeg"))
     odd = {
-        "images named .jpg in another format": ("format", whole["format"] != "JPEG"),
+        "images named .jpg in another format": ("format", is_jpeg & (whole["format"] != "JPEG")),
         "images in another mode than RGB": ("mode", whole["mode"] != "RGB"),
     }
     shares = whole["size"].value_counts(normalize=True)
@@ -252,13 +257,18 @@ def _find_duplicates(whole: pd.DataFrame, rows: pd.DataFrame) -> Findings:
     }
 
 
+def make_tree(thumbnails: Iterable[np.ndarray]) -> cKDTree:
+    """Make a tree of thumbnails. Distances in it are root mean squares in grey levels."""
+    points = np.stack([image.ravel() for image in thumbnails]).astype(float)
+    return cKDTree(points / np.sqrt(points.shape[1]))
+
+
 def _find_alike(whole: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
     """Find photographs that were saved again under another lesion: their thumbnails are alike."""
     different = whole.drop_duplicates("sha256")
     if different.empty:
         return []
-    thumbnails = np.stack([image.ravel() for image in different["thumbnail"]]).astype(float)
-    pairs = cKDTree(thumbnails).query_pairs(ALIKE * np.sqrt(thumbnails.shape[1]))
+    pairs = make_tree(different["thumbnail"]).query_pairs(ALIKE)
     ids = list(different["image_id"])
     lesion_of = dict(zip(rows["image_id"], rows["lesion_id"], strict=True))
     named = [sorted((ids[one], ids[other])) for one, other in pairs]

@@ -8,6 +8,7 @@ from textwrap import shorten
 import pandas as pd
 
 from skinlesion import __version__
+from skinlesion.data.ham10000 import METADATA_NAME, PARTS
 from skinlesion.files import InputError, write_folder_atomically
 from skinlesion.machine import is_watched, progress_bar, say
 
@@ -15,8 +16,6 @@ KAGGLE_HANDLE = "kmader/skin-cancer-mnist-ham10000"
 KAGGLE_VERSION = f"{KAGGLE_HANDLE}/versions/2"
 """With a pinned version, kagglehub finds an earlier download without a network request."""
 
-METADATA_NAME = "HAM10000_metadata.csv"
-PARTS = ("HAM10000_images_part_1", "HAM10000_images_part_2")
 NUM_IMAGES = 10_015
 """Images of HAM10000, each with a row of metadata (Tschandl et al., Scientific Data 5:180161)."""
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from skinlesion.data.ham10000 import METADATA_NAME, require_local_dataset
-from skinlesion.data.metadata import read_metadata
-from skinlesion.data.near_duplicates import read_near_duplicates
-from skinlesion.data.split import SPLITS, merge_lesions, read_any_split
-from skinlesion.diagnoses import CLASS_CODES
+from skinlesion.data.dataset import require_local_dataset
+from skinlesion.data.forms import is_by_image, read_dataset
+from skinlesion.data.near_duplicates import merge_lesions, read_near_duplicates
+from skinlesion.data.split import SPLITS, read_any_split
+from skinlesion.diagnoses import BY_IMAGE_NOTE
 from skinlesion.files import name_some
 
 KINDS = ("lesion", "lesion or near duplicate")
@@ -21,10 +21,10 @@ class Audit:
     """What is wrong with a split.
 
     Attributes:
-        leaks: numbers of images; rows `all` and each diagnosis. Column `test` counts the test
-            images. Columns `lesion in train`, `lesion in train or validation`, `lesion or near
-            duplicate in train` and `lesion or near duplicate in train or validation` count the
-            test images whose lesion (by its id, or also by near duplicates) is there too.
+        leaks: numbers of images; rows `all` and each diagnosis of the dataset. Column `test` counts
+            the test images. Columns `lesion in train`, `lesion in train or validation`, `lesion or
+            near duplicate in train` and `lesion or near duplicate in train or validation` count
+            the test images whose lesion (by its id, or also by near duplicates) is there too.
         proportions: share of each diagnosis (rows) in each split and in all images (columns).
         lesions_shared: number of lesions with images in more than one split.
         pairs_known: number of near duplicates among the images of the split.
@@ -32,6 +32,7 @@ class Audit:
         repeated: images that the split names more than once.
         missing: images of the dataset that the split does not name.
         extra: images that the split names and the dataset does not have.
+        by_image: whether the dataset has no lesion ids, so that only images can be compared.
     """
 
     leaks: pd.DataFrame
@@ -42,6 +43,7 @@ class Audit:
     repeated: list[str]
     missing: list[str]
     extra: list[str]
+    by_image: bool
 
     @property
     def is_clean(self) -> bool:
@@ -82,7 +84,9 @@ class Audit:
                 f"in train or validation: {self.leak(kind, 'train or validation'):.1%}"
                 for kind in KINDS
             ),
-            f"lesions in more than one split: {self.lesions_shared:,}",
+            BY_IMAGE_NOTE
+            if self.by_image
+            else f"lesions in more than one split: {self.lesions_shared:,}",
             f"known near duplicates: {self.pairs_known:,} pairs"
             + ("" if self.pairs_known else " (the command near-duplicates searches for them)"),
             f"near duplicates in different splits: {_count(pairs, shown=2)}",
@@ -110,7 +114,7 @@ def audit_file(
         InputError: a file cannot be used, or there is no dataset.
     """
     split = read_any_split(splits)
-    table = read_metadata(require_local_dataset(data) / METADATA_NAME)
+    table, _ = read_dataset(require_local_dataset(data))
     return audit_split(split, table, read_near_duplicates(near_duplicates))
 
 
@@ -130,30 +134,32 @@ def audit_split(
     placed["group"] = merge_lesions(placed.drop_duplicates("image_id"), pairs).reindex(placed.index)
     placed["group"] = placed.groupby("image_id")["group"].transform("first")
     shares = pd.crosstab(placed["dx"], placed["split"], normalize="columns")
-    shares["all"] = table["dx"].value_counts(normalize=True)
+    known = table["dx"].value_counts(normalize=True).sort_index()
+    shares = shares.reindex(known.index).assign(all=known)
     sides = placed.drop_duplicates(["lesion_id", "split"])
     pairs_placed = _place_pairs(placed, pairs)
-    named, known = set(split["image_id"]), set(table["image_id"])
+    named, there = set(split["image_id"]), set(table["image_id"])
     return Audit(
-        leaks=_count_leaks(placed),
-        proportions=shares.reindex(index=CLASS_CODES, columns=[*SPLITS, "all"]).fillna(0.0),
+        leaks=_count_leaks(placed, list(known.index)),
+        proportions=shares.reindex(columns=[*SPLITS, "all"]).fillna(0.0),
         lesions_shared=int(sides.loc[sides["lesion_id"].duplicated(), "lesion_id"].nunique()),
         pairs_known=len(pairs_placed),
         pairs_across=pairs_placed[pairs_placed["split_1"] != pairs_placed["split_2"]],
         repeated=sorted(set(split.loc[split["image_id"].duplicated(), "image_id"])),
-        missing=sorted(known - named),
-        extra=sorted(named - known),
+        missing=sorted(there - named),
+        extra=sorted(named - there),
+        by_image=is_by_image(table),
     )
 
 
-def _count_leaks(placed: pd.DataFrame) -> pd.DataFrame:
+def _count_leaks(placed: pd.DataFrame, codes: list[str]) -> pd.DataFrame:
     test = placed[placed["split"] == "test"]
     columns = {"test": pd.Series(True, index=test.index)}
     for kind, key in zip(KINDS, ("lesion_id", "group"), strict=True):
         for where in PLACES:
             seen = placed.loc[placed["split"].isin(where.split(" or ")), key]
             columns[f"{kind} in {where}"] = test[key].isin(seen)
-    counts = pd.DataFrame(columns).groupby(test["dx"]).sum().reindex(CLASS_CODES, fill_value=0)
+    counts = pd.DataFrame(columns).groupby(test["dx"]).sum().reindex(codes, fill_value=0)
     return pd.concat([counts.sum().to_frame("all").T, counts]).astype(int)
 
 

@@ -2,28 +2,113 @@
 
 import hashlib
 import re
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import pandas as pd
 
-from skinlesion.diagnoses import CLASS_CODES
+from skinlesion.data.ham10000 import COLUMNS, HAM10000
+from skinlesion.data.images import ENDINGS
+from skinlesion.diagnoses import FEWEST_CLASSES, MOST_CLASSES, DatasetInfo
 from skinlesion.files import InputError, name_some, read_csv, stat_file
 from skinlesion.machine import warn
-
-COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")
-"""The columns of the metadata that must be present. Others are kept and not used."""
 
 REQUIRED = ("lesion_id", "image_id", "dx")
 """The columns in which every cell must be filled."""
 
 
+_ENDING = rf"({'|'.join(map(re.escape, ENDINGS))})$"
+
+RESERVED = ("", "all", "overall", "image", "nan", "null")
+"""Codes that no class can have: tables use them for something else."""
+
+
+def make_code(name: str) -> str:
+    """Make the code of a class from its name: `Basal cell carcinoma` is `basal_cell_carcinoma`.
+
+    Codes name columns and stand in lists that are separated by blanks.
+    """
+    text = unicodedata.normalize("NFC", name).casefold()
+    return re.sub(r"\W+", "_", text).strip("_")
+
+
+def describe_classes(
+    names: Iterable[str],
+    place: Path,
+    *,
+    source: str,
+    malignant: Collection[str] | None = None,
+    synthetic: bool = False,
+) -> DatasetInfo:
+    """Describe a dataset by the names of its classes.
+
+    HAM10000's classes, by their codes, get HAM10000's names and malignancy.
+
+    Args:
+        names: of the classes, also several times.
+        place: where they stand, for messages.
+        source: name of the dataset.
+        malignant: names of the malignant ones; None: not known.
+        synthetic: whether a program has drawn the images.
+
+    Raises:
+        InputError: names that differ in case, blanks or signs only, a name that cannot be used, too
+            few or too many classes, or a malignant class that is not there; each by name.
+    """
+    codes = _name_codes(names, place)
+    unknown = sorted(name for name in malignant or () if make_code(name) not in codes)
+    if unknown:
+        raise InputError(
+            f"{place}: malignant classes that are not there: {name_some(unknown)}; its classes are "
+            f"{name_some(list(codes.values()), shown=MOST_CLASSES)}"
+        )
+    chosen = set(map(make_code, malignant or ()))
+    known = {one.code for one in HAM10000.diagnoses if one.malignant}
+    if set(codes) == set(HAM10000.labels) and (malignant is None or chosen == known):
+        return HAM10000.model_copy(update={"source": source, "synthetic": synthetic})
+    if "malignant" in codes and chosen > {"malignant"}:
+        raise InputError(f"{place}: the class malignant cannot be one of several malignant classes")
+    labels = tuple(sorted(codes))
+    return DatasetInfo(
+        source=source,
+        labels=labels,
+        names=tuple(codes[label] for label in labels),
+        malignant=None if malignant is None else tuple(label in chosen for label in labels),
+        focus=None,
+        isic_columns=None,
+        synthetic=synthetic,
+    )
+
+
+def _name_codes(names: Iterable[str], place: Path) -> dict[str, str]:
+    """The code of each class and its name; refuses what cannot be told apart."""
+    codes: dict[str, list[str]] = {}
+    for name in sorted({name.strip() for name in names}):
+        codes.setdefault(make_code(name), []).append(name)
+    alike = [" and ".join(several) for several in codes.values() if len(several) > 1]
+    if alike:
+        raise InputError(
+            f"{place}: classes whose names differ only in case, blanks or signs: "
+            f"{name_some(alike)}; give each class one name"
+        )
+    bad = [codes[code][0] for code in RESERVED if code in codes]
+    if bad:
+        raise InputError(f"{place}: no class can be called {name_some(bad)}; rename it")
+    if not FEWEST_CLASSES <= len(codes) <= MOST_CLASSES:
+        raise InputError(
+            f"{place}: {len(codes)} classes ({name_some(list(codes))}); from {FEWEST_CLASSES} to "
+            f"{MOST_CLASSES} are possible"
+        )
+    return {code: name for code, (name,) in codes.items()}
+
+
 def normalise_id(image_id: str) -> str:
-    """Remove blanks and `.jpg`, and write `ISIC_` in capital letters.
+    """Remove blanks and the ending of an image, and write `ISIC_` in capital letters.
 
     The case of other ids is kept, because it may tell files apart.
     """
-    image_id = re.sub(r"\.jpg$", "", image_id.strip(), flags=re.IGNORECASE)
+    image_id = re.sub(_ENDING, "", image_id.strip(), flags=re.IGNORECASE)
     return re.sub(r"^isic_", "ISIC_", image_id, flags=re.IGNORECASE)
 
 
@@ -68,10 +153,10 @@ def read_metadata(csv: Path) -> pd.DataFrame:
         empty = [str(row + 2) for row in table.index[table[column].fillna("") == ""]]
         if empty:
             raise InputError(f"{csv}: {column} is empty in line {name_some(empty)}")
-    unknown = sorted(set(table["dx"]) - set(CLASS_CODES))
+    unknown = sorted(set(table["dx"]) - set(HAM10000.labels))
     if unknown:
         raise InputError(
-            f"{csv}: unknown dx: {name_some(unknown)}; known are {', '.join(CLASS_CODES)}"
+            f"{csv}: unknown dx: {name_some(unknown)}; known are {', '.join(HAM10000.labels)}"
         )
     repeated = sorted(set(table.loc[table["image_id"].duplicated(), "image_id"]))
     if repeated:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from skinlesion.data.images import decode_image
 from skinlesion.data.metadata import normalise_id
@@ -63,6 +65,28 @@ def read_near_duplicates(csv: Path | None = None) -> pd.DataFrame:
     if empty:
         raise InputError(f"{source}: an image_id is empty in line {name_some(empty)}")
     return pairs.assign(**{column: pairs[column].map(normalise_id) for column in COLUMNS})
+
+
+def merge_lesions(table: pd.DataFrame, pairs: pd.DataFrame | None) -> pd.Series:
+    """Group each image: its lesion, merged with the lesions of its near duplicates.
+
+    Args:
+        table: metadata with `image_id` and `lesion_id`.
+        pairs: `image_id_1` and `image_id_2`. Pairs with images that the table lacks are ignored.
+
+    Returns:
+        For each row the smallest `lesion_id` of its group.
+    """
+    if pairs is None or pairs.empty:
+        return table["lesion_id"]
+    lesions, lesion_of = np.unique(table["lesion_id"].astype(str), return_inverse=True)
+    row_of = dict(zip(table["image_id"], lesion_of, strict=True))
+    known = pairs[pairs["image_id_1"].isin(row_of) & pairs["image_id_2"].isin(row_of)]
+    ends = [known[column].map(row_of).to_numpy(int) for column in ("image_id_1", "image_id_2")]
+    edges = coo_array((np.ones(len(known)), ends), shape=(len(lesions), len(lesions)))
+    component = connected_components(edges, directed=False)[1]
+    names = pd.Series(lesions).groupby(component).transform("min")
+    return pd.Series(names.to_numpy()[lesion_of], index=table.index)
 
 
 def find_near_duplicates(

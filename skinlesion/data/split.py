@@ -5,21 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import train_test_split
 
 from skinlesion.config import Split, make_config
-from skinlesion.data.ham10000 import find_dataset, is_sample, load_metadata
+from skinlesion.data.dataset import find_dataset, load_metadata
+from skinlesion.data.forms import SPLIT_COLUMNS, SPLITS, SYNONYMS, is_by_image, is_sample
 from skinlesion.data.metadata import normalise
-from skinlesion.data.near_duplicates import read_near_duplicates
-from skinlesion.diagnoses import SYNTHETIC_NOTE
+from skinlesion.data.near_duplicates import merge_lesions, read_near_duplicates
+from skinlesion.diagnoses import BY_IMAGE_NOTE, SYNTHETIC_NOTE
 from skinlesion.files import InputError, name_some, read_csv, write_csv
-from skinlesion.machine import say
+from skinlesion.machine import say, warn
 
-SPLITS = ("train", "validation", "test")
-SYNONYMS = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
-COLUMNS = ("image_id", "lesion_id", "dx", "split")
 SHARES = {"train": 0.70, "validation": 0.15, "test": 0.15}
 """Shares of the images in a split by lesion."""
 ORIGINAL_SHARE = 0.17
@@ -71,10 +67,20 @@ def write_split(
     if is_sample(source):
         say(SYNTHETIC_NOTE)
     if config.split == "grouped":
-        lesions = table["lesion_id"].nunique()
-        merged = lesions - merge_lesions(table, pairs).nunique()
-        say(f"split: {lesions:,} lesions; near duplicates merged {merged:,} of them with others")
+        _say_groups(table, pairs)
     return split
+
+
+def _say_groups(table: pd.DataFrame, pairs: pd.DataFrame) -> None:
+    lesions, thing = table["lesion_id"].nunique(), "lesions"
+    merged = lesions - merge_lesions(table, pairs).nunique()
+    if is_by_image(table):
+        thing = "images"
+        warn(
+            f"{BY_IMAGE_NOTE} The command near-duplicates finds images that look alike, and split "
+            "--near-duplicates keeps them together"
+        )
+    say(f"split: {lesions:,} {thing}; near duplicates merged {merged:,} of them with others")
 
 
 def make_split(
@@ -91,7 +97,9 @@ def make_split(
         table: metadata with `image_id`, `lesion_id`, `dx`.
         kind: `grouped` assigns whole lesions, 70 / 15 / 15 % of the images of each diagnosis. The
             result depends on the seed but not on the order of rows. `original` draws images in
-            file order, exactly as the original notebook: lesions leak between the splits.
+            file order, exactly as the original notebook: lesions leak between the splits. A
+            dataset's own split is kept by `grouped`; if it has no validation images, they are drawn
+            from its training images.
         seed: seed of a `grouped` split.
         fold: (K, N), K from 1 to N: fold K of N is the test, and validation is drawn from the
             other folds. Only for `grouped`.
@@ -99,7 +107,7 @@ def make_split(
             together.
 
     Returns:
-        A table with the columns of `COLUMNS`, rows as in `table`.
+        A table with the columns of `SPLIT_COLUMNS`, rows as in `table`.
 
     Raises:
         InputError: a class has too few lesions, or the fold does not exist.
@@ -138,38 +146,16 @@ def split_rest(
     return split.assign(split=parts.reindex(split.index, fill_value="test"))
 
 
-def merge_lesions(table: pd.DataFrame, pairs: pd.DataFrame | None) -> pd.Series:
-    """Group each image: its lesion, merged with the lesions of its near duplicates.
-
-    Args:
-        table: metadata with `image_id` and `lesion_id`.
-        pairs: `image_id_1` and `image_id_2`. Pairs with images that the table lacks are ignored.
-
-    Returns:
-        For each row the smallest `lesion_id` of its group.
-    """
-    if pairs is None or pairs.empty:
-        return table["lesion_id"]
-    lesions, lesion_of = np.unique(table["lesion_id"].astype(str), return_inverse=True)
-    row_of = dict(zip(table["image_id"], lesion_of, strict=True))
-    known = pairs[pairs["image_id_1"].isin(row_of) & pairs["image_id_2"].isin(row_of)]
-    ends = [known[column].map(row_of).to_numpy(int) for column in ("image_id_1", "image_id_2")]
-    edges = coo_array((np.ones(len(known)), ends), shape=(len(lesions), len(lesions)))
-    component = connected_components(edges, directed=False)[1]
-    names = pd.Series(lesions).groupby(component).transform("min")
-    return pd.Series(names.to_numpy()[lesion_of], index=table.index)
-
-
 def read_split(csv: Path) -> pd.DataFrame:
     """Read a split file of this project.
 
     Returns:
-        A table with the columns of `COLUMNS`.
+        A table with the columns of `SPLIT_COLUMNS`.
 
     Raises:
         InputError: as `read_any_split`, an image is repeated, or a split has no image.
     """
-    split = read_any_split(csv, COLUMNS)
+    split = read_any_split(csv, SPLIT_COLUMNS)
     repeated = sorted(set(split.loc[split["image_id"].duplicated(), "image_id"]))
     if repeated:
         raise InputError(f"{csv}: image_id given more than once: {name_some(repeated)}")
@@ -272,16 +258,11 @@ def _grouped_split(
     pairs: pd.DataFrame | None,
 ) -> pd.Series:
     group_of = merge_lesions(table, pairs)
-    groups = (
-        table.groupby(group_of)["dx"]
-        .agg(dx=lambda dx: dx.mode().iloc[0], images="size")
-        .sort_index()
-    )
+    if "given_split" in table:
+        return _given_split(table, group_of, seed=seed, fold=fold)
+    groups = _list_groups(table, group_of)
     needed = 3 if fold is None else max(3, fold[1])
-    counts = groups["dx"].value_counts()
-    few = [f"{dx} ({count})" for dx, count in counts.items() if count < needed]
-    if few:
-        raise InputError(f"at least {needed} lesions of each class are needed: {name_some(few)}")
+    _require_lesions(groups, needed)
     if fold is None:
         return group_of.map(_deal(groups, SHARES, seed=seed))
     number, folds = fold
@@ -291,6 +272,39 @@ def _grouped_split(
     rest = groups[fold_of != str(number)]
     share = {name: SHARES[name] for name in ("train", "validation")}
     return group_of.map(_deal(rest, share, seed=seed)).fillna("test")
+
+
+def _given_split(
+    table: pd.DataFrame, group_of: pd.Series, *, seed: int, fold: tuple[int, int] | None
+) -> pd.Series:
+    """The dataset's own split, with a validation part."""
+    given = table["given_split"]
+    if fold is not None:
+        raise InputError(
+            "the dataset has a split of its own, so that there are no folds: omit fold"
+        )
+    absent = sorted({"train", "test"} - set(given))
+    if absent:
+        raise InputError(f"the dataset's own split has no image in {', '.join(absent)}")
+    if (given == "validation").any():
+        return given
+    groups = _list_groups(table[given == "train"], group_of)
+    _require_lesions(groups, 2)
+    share = {name: SHARES[name] for name in ("train", "validation")}
+    return given.where(given == "test", group_of.map(_deal(groups, share, seed=seed)))
+
+
+def _list_groups(table: pd.DataFrame, group_of: pd.Series) -> pd.DataFrame:
+    """The groups of a table: `dx`, the most common one, and `images`, their number; sorted."""
+    grouped = table.groupby(group_of.reindex(table.index))["dx"]
+    return grouped.agg(dx=lambda dx: dx.mode().iloc[0], images="size").sort_index()
+
+
+def _require_lesions(groups: pd.DataFrame, needed: int) -> None:
+    counts = groups["dx"].value_counts()
+    few = [f"{dx} ({count})" for dx, count in counts.items() if count < needed]
+    if few:
+        raise InputError(f"at least {needed} lesions of each class are needed: {name_some(few)}")
 
 
 def _deal(groups: pd.DataFrame, shares: Mapping[str, float], *, seed: int) -> pd.Series:

@@ -31,7 +31,7 @@ from skinlesion.demo.uploads import (
     require_uploaded,
     supported,
 )
-from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, DISCLAIMER, SYNTHETIC_NOTE
+from skinlesion.diagnoses import DISCLAIMER, SYNTHETIC_NOTE
 from skinlesion.files import InputError
 from skinlesion.machine import find_platform, is_watched, say
 from skinlesion.model.run import Run
@@ -59,7 +59,7 @@ NOTICE = f"""\
 **{DISCLAIMER}** A confident prediction can be wrong. If you are worried about a spot on your skin,
 see a doctor."""
 ABOUT = f"""\
-Use a close-up taken through a dermatoscope, with one lesion in the middle. The model knows seven
+Use a close-up taken through a dermatoscope, with one lesion in the middle. The model knows {{}}
 diagnoses and no others. Uploads are deleted after {KEPT[1] // 60} minutes and used for nothing
 else."""
 
@@ -112,7 +112,7 @@ def _add_single(content: Content) -> None:
     with gr.Row(elem_classes="desk"):
         with gr.Column():
             image = make_upload("Dermatoscopic image")
-            gr.Markdown(ABOUT)
+            gr.Markdown(ABOUT.format(len(model.info.labels)))
         with gr.Column():
             result = gr.HTML(html.render_nothing())
         with gr.Column():
@@ -151,7 +151,7 @@ def _add_several(model: CalibratedPredictor) -> None:
                 results.append(one.result)
             else:
                 results.append(one)
-        content = make_table(results).to_csv(index=False).encode()
+        content = make_table(results, model.info).to_csv(index=False).encode()
         csv = save_bytes_to_cache(content, "predictions.csv", download.GRADIO_CACHE)
         return html.make_short_table(results), thumbnails, gr.update(value=csv, visible=True)
 
@@ -217,7 +217,7 @@ def _add_endpoints(content: Content) -> None:
             "image_size": list(model.info.image_size),
             "synthetic": model.info.synthetic,
             "rule": model.calibration.rule,
-            "classes": dict(zip(CLASS_CODES, CLASS_NAMES, strict=True)),
+            "classes": dict(zip(model.info.labels, model.info.names, strict=True)),
             "metrics": content.metrics,
             "notice": DISCLAIMER,
         }

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skinlesion.data.ham10000 import METADATA_NAME, find_local_dataset, list_images
-from skinlesion.data.metadata import read_metadata
+from skinlesion.data.dataset import find_local_dataset, list_images
+from skinlesion.data.forms import read_dataset
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.data.synthetic import make_sample
 from skinlesion.demo.predict import CalibratedPredictor
-from skinlesion.diagnoses import CLASS_NAMES, LABEL_OF
 from skinlesion.model.run import Run
 
 EXAMPLE_SEED = 1
@@ -80,12 +80,14 @@ def choose_examples(run: Run, data: str | Path | None, drawn: Path) -> list[tupl
         rows = run.rows("test").drop_duplicates("dx").sort_values("label")
         images = list_images(found)
         if set(rows["image_id"]) <= set(images):
-            return [(images[row.image_id], CLASS_NAMES[row.label]) for row in rows.itertuples()]
+            names = run.info.names
+            return [(images[row.image_id], names[row.label]) for row in rows.itertuples()]
     if not run.synthetic:
         return []
-    sample = make_sample(drawn / "sample", images_per_class=1, seed=EXAMPLE_SEED)
-    table, images = read_metadata(sample / METADATA_NAME), list_images(sample)
+    classes = None if run.info.labels == HAM10000.labels else len(run.info.labels)
+    sample = make_sample(drawn / "sample", images_per_class=1, seed=EXAMPLE_SEED, classes=classes)
+    (table, _), images = read_dataset(sample), list_images(sample)
     return [
-        (images[image], CLASS_NAMES[LABEL_OF[code]])
+        (images[image], run.info.names[run.info.label_of[code]])
         for image, code in sorted(zip(table["image_id"], table["dx"], strict=True))
     ]

@@ -67,7 +67,7 @@ def make_short_table(results: Sequence[Result | Failure]) -> pd.DataFrame:
             "Prediction": one.predicted.name,
             "Probability": format_percent(one.predicted.probability),
             "Prediction set": " ".join(one.prediction_set),
-            "Malignant": format_percent(one.p_malignant),
+            "Malignant": _format_malignancy(one),
             "Quality": ", ".join(one.problems) or "ok",
         }
         if isinstance(one, Result)
@@ -76,6 +76,8 @@ def make_short_table(results: Sequence[Result | Failure]) -> pd.DataFrame:
     ]
     columns = ["Image", "Result", "Prediction", "Probability"]
     columns += ["Prediction set", "Malignant", "Quality"]
+    if any(isinstance(one, Result) and one.p_malignant is None for one in results):
+        columns.remove("Malignant")
     return pd.DataFrame(rows, columns=columns).fillna("")
 
 
@@ -87,8 +89,15 @@ def _headline(result: Result) -> str:
     kind, detail = "warning", ""
     if result.is_in_distribution:
         kind = {True: "malignant", False: "benign", None: "warning"}[result.is_malignant]
-        detail = f"<span>Probability of malignancy: {format_percent(result.p_malignant)}</span>"
+        if share := _format_malignancy(result):
+            detail = f"<span>Probability of malignancy: {share}</span>"
+        else:
+            kind = "plain"
     return f"<p class='headline {kind}'><strong>{escape(result.headline)}</strong>{detail}</p>"
+
+
+def _format_malignancy(result: Result) -> str:
+    return "" if result.p_malignant is None else format_percent(result.p_malignant)
 
 
 def _problems(problems: tuple[str, ...]) -> str:
@@ -121,7 +130,7 @@ def _table(diagnoses: tuple[RankedDiagnosis, ...]) -> str:
 
 
 def _row(diagnosis: RankedDiagnosis) -> str:
-    kind = "malignant" if diagnosis.malignant else "benign"
+    kind = {True: "malignant", False: "benign", None: ""}[diagnosis.malignant]
     ticked = "<span aria-label='yes'>&#10003;</span>" if diagnosis.in_prediction_set else ""
     return (
         f"<tr class='{kind}'><th scope='row'>{escape(diagnosis.name)} <small>{kind}</small></th>"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from skinlesion.data.ham10000 import list_images
+from skinlesion.data.dataset import list_images
 from skinlesion.data.images import ENDINGS, RESAMPLING, list_image_files, open_upright
 from skinlesion.data.isic_csv import write_isic
 from skinlesion.demo.result import (
@@ -20,13 +20,14 @@ from skinlesion.demo.result import (
     find_operating_point,
     make_table,
 )
-from skinlesion.diagnoses import CLASS_CODES, DIAGNOSES, LABEL_OF, SYNTHETIC_NOTE
+from skinlesion.diagnoses import SYNTHETIC_NOTE
 from skinlesion.evaluation.calibration import (
     load_calibration,
     make_prediction_sets,
     sum_malignant,
 )
 from skinlesion.evaluation.gradcam import compute_grad_cam, overlay_heat
+from skinlesion.evaluation.metrics import find_malignant
 from skinlesion.evaluation.ood import is_in_distribution
 from skinlesion.evaluation.quality import find_problems
 from skinlesion.files import InputError, name_some, write_csv
@@ -162,7 +163,7 @@ class CalibratedPredictor:
             uint8 (height, width, 3), upright. The longest side has `SHOWN_SIZE` pixels.
         """
         assert prediction.maps is not None
-        label = LABEL_OF[prediction.result.prediction]
+        label = self.info.label_of[prediction.result.prediction]
         heat = compute_grad_cam(self.predictor, prediction.maps[None], np.array([label]))[0]
         picture = prediction.picture
         scale = SHOWN_SIZE / max(picture.size)
@@ -177,16 +178,14 @@ class CalibratedPredictor:
         decided: int,
         ood_score: float,
     ) -> Result:
+        judged = zip(self.info.diagnoses, probabilities, in_set, strict=True)
         diagnoses = [
-            RankedDiagnosis(*diagnosis, float(probability), bool(chosen))
-            for diagnosis, probability, chosen in zip(DIAGNOSES, probabilities, in_set, strict=True)
+            RankedDiagnosis(*one, float(share), bool(chosen)) for one, share, chosen in judged
         ]
         diagnoses.sort(key=lambda diagnosis: -diagnosis.probability)
-        p_malignant = float(sum_malignant(probabilities[None])[0])
-        threshold = self.operating_point.threshold
-        is_malignant = None if threshold is None else bool(p_malignant >= threshold)
+        p_malignant, is_malignant = self._judge_malignancy(probabilities)
         if self.calibration.costs:
-            is_malignant = DIAGNOSES[decided].malignant
+            is_malignant = self.info.diagnoses[decided].malignant
         problems = find_problems(image.pixels, self.calibration.quality, original_size=image.size)
         return Result(
             file=image.file,
@@ -195,12 +194,20 @@ class CalibratedPredictor:
             problems=tuple(problems),
             diagnoses=tuple(diagnoses),
             p_malignant=p_malignant,
-            prediction=CLASS_CODES[decided],
+            prediction=self.info.labels[decided],
             rule=self.calibration.rule,
             is_malignant=is_malignant,
             prediction_set=tuple(one.code for one in diagnoses if one.in_prediction_set),
             operating_point=self.operating_point,
         )
+
+    def _judge_malignancy(self, probabilities: np.ndarray) -> tuple[float | None, bool | None]:
+        """The probability of malignancy, and whether it reaches the threshold, as `Result` says."""
+        malignant, threshold = find_malignant(self.info), self.operating_point.threshold
+        if malignant is None:
+            return None, None
+        p_malignant = float(sum_malignant(probabilities[None], malignant)[0])
+        return p_malignant, None if threshold is None else bool(p_malignant >= threshold)
 
     def _open(self, path: str | Path) -> OpenedImage | Failure:
         try:
@@ -255,9 +262,10 @@ def predict(
             results.append(one.result)
             names.append(path.stem)
             y_prob.append(one.y_prob)
-    table = make_table(results).assign(file=[str(path) for path in files])
+    table = make_table(results, model.info).assign(file=[str(path) for path in files])
     if isic:
-        write_isic(Path(out), names, np.reshape(y_prob, (-1, len(CLASS_CODES))))
+        shape = (-1, len(model.info.labels))
+        write_isic(Path(out), names, np.reshape(y_prob, shape), model.info)
     else:
         write_csv(Path(out), table)
     if model.info.synthetic:

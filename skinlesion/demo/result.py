@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from skinlesion.diagnoses import CLASS_CODES
+from skinlesion.diagnoses import DatasetInfo
 from skinlesion.evaluation.calibration import FEW_MALIGNANT, Calibration, Count, Share
 from skinlesion.evaluation.costs import BY_COST
 from skinlesion.files import InputError
@@ -16,20 +16,6 @@ from skinlesion.model.bundle import describe
 TARGET = "0.95"
 """The operating point in use: the sensitivity to malignancy on the validation images. It is high
 because missing a cancer is worse than a false alarm."""
-PROBABILITY_COLUMNS = tuple(f"p_{code}" for code in CLASS_CODES)
-TABLE_COLUMNS = (
-    "file",
-    "prediction",
-    "malignant",
-    *PROBABILITY_COLUMNS,
-    "p_malignant",
-    "prediction_set",
-    "in_distribution",
-    "ood_score",
-    "problems",
-    "error",
-)
-"""The columns that `predict` writes."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +25,7 @@ class RankedDiagnosis:
     Attributes:
         code: `dx` code, such as `mel`.
         name: full name.
-        malignant: whether this diagnosis counts as malignant.
+        malignant: whether this diagnosis counts as malignant; None: the dataset does not say so.
         probability: calibrated, 0 to 1. The probabilities of an image add up to 1.
         in_prediction_set: whether it is in the set that contains the true diagnosis of 90 % of the
             validation images.
@@ -47,7 +33,7 @@ class RankedDiagnosis:
 
     code: str
     name: str
-    malignant: bool
+    malignant: bool | None
     probability: float
     in_prediction_set: bool
 
@@ -58,8 +44,8 @@ class OperatingPoint:
 
     Attributes:
         threshold: images with at least this probability of malignancy are predicted malignant. It
-            was chosen on the validation images; None if none of them is malignant, or if costs
-            decide.
+            was chosen on the validation images; None if none of them is known to be malignant, or
+            if costs decide.
         n_malignant: number of malignant validation images that the threshold rests on.
         sensitivity: on the test images, `value` with `low` and `high`, the 95 % interval; None if
             the run was not evaluated.
@@ -85,7 +71,8 @@ class Result:
         ood_score: distance from the training images; above 1 is out of distribution.
         problems: quality problems, from `evaluation.quality.find_problems`.
         diagnoses: all diagnoses, the most probable first.
-        p_malignant: probability of all malignant diagnoses together, 0 to 1.
+        p_malignant: probability of all malignant diagnoses together, 0 to 1; None if the dataset
+            does not say which these are.
         prediction: code of the diagnosis that the model decides on.
         rule: by which rule it decides, in a few words.
         is_malignant: whether `p_malignant` reaches the threshold; None without a threshold. If
@@ -99,7 +86,7 @@ class Result:
     ood_score: float
     problems: tuple[str, ...]
     diagnoses: tuple[RankedDiagnosis, ...]
-    p_malignant: float
+    p_malignant: float | None
     prediction: str
     rule: str
     is_malignant: bool | None
@@ -108,9 +95,8 @@ class Result:
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """Calibrated probability of each `dx` code, in the order of `CLASS_CODES`."""
-        found = {diagnosis.code: diagnosis.probability for diagnosis in self.diagnoses}
-        return {code: found[code] for code in CLASS_CODES}
+        """Calibrated probability of each `dx` code, in the order of the codes."""
+        return dict(sorted((one.code, one.probability) for one in self.diagnoses))
 
     @property
     def predicted(self) -> RankedDiagnosis:
@@ -139,6 +125,8 @@ class Result:
         likely = f"The most probable diagnosis is {_name(first)}."
         if self.predicted is not first:
             likely += f" The model predicts {_name(self.predicted)}: it {self.rule}."
+        if self.p_malignant is None:
+            return likely
         if self.is_malignant is None:
             return f"{likely} The model has no threshold for malignancy."
         if point.threshold is None:
@@ -199,13 +187,15 @@ def find_operating_point(
     Raises:
         InputError: the metrics lack the error rates, or these are no shares.
     """
-    threshold = None if calibration.costs else calibration.thresholds[TARGET]
+    threshold = None if calibration.costs else calibration.thresholds.get(TARGET)
     unmeasured = OperatingPoint(threshold, calibration.n_malignant)
     if metrics is None:
         return unmeasured
     try:
         row = _find_measured(calibration, metrics)
         if row is None:
+            return unmeasured
+        if "sensitivity" not in row:
             return unmeasured
         sensitivity, specificity = (_interval(row[name]) for name in ("sensitivity", "specificity"))
         n_test = TypeAdapter(Count).validate_python(metrics["n"])
@@ -231,26 +221,33 @@ def _find_measured(calibration: Calibration, metrics: Mapping[str, Any]) -> Any:
     return None
 
 
-def make_table(results: Sequence[Result | Failure]) -> pd.DataFrame:
-    """Make a row for each file, with the columns `TABLE_COLUMNS`.
+def list_columns(info: DatasetInfo) -> list[str]:
+    """List the columns that `predict` writes; those of malignancy only if the dataset has it."""
+    is_known = info.malignant is not None
+    columns = ["file", "prediction", *(["malignant"] if is_known else [])]
+    columns += [f"p_{code}" for code in info.labels] + (["p_malignant"] if is_known else [])
+    return [*columns, "prediction_set", "in_distribution", "ood_score", "problems", "error"]
+
+
+def make_table(results: Sequence[Result | Failure], info: DatasetInfo) -> pd.DataFrame:
+    """Make a row for each file, with the columns of `list_columns`.
 
     Probabilities are calibrated. `malignant` and `in_distribution` are True or False, and `error`
     is empty if the file could be read. Otherwise everything but `file` and `error` is empty.
     """
     rows = [_make_row(one) if isinstance(one, Result) else one.to_dict() for one in results]
-    table = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
+    table = pd.DataFrame(rows, columns=list_columns(info))
     text = ["prediction", "prediction_set", "problems", "error"]
     return table.assign(**table[text].fillna(""))
 
 
 def _make_row(result: Result) -> dict[str, Any]:
-    probabilities = result.probabilities.values()
     return {
         "file": result.file,
         "prediction": result.prediction,
         "malignant": result.is_malignant,
-        **dict(zip(PROBABILITY_COLUMNS, probabilities, strict=True)),
         "p_malignant": result.p_malignant,
+        **{f"p_{code}": probability for code, probability in result.probabilities.items()},
         "prediction_set": " ".join(result.prediction_set),
         "in_distribution": result.is_in_distribution,
         "ood_score": result.ood_score,

@@ -14,12 +14,12 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from skinlesion.config import Config
-from skinlesion.data.ham10000 import find_dataset
+from skinlesion.data.dataset import find_dataset
 from skinlesion.data.images import load_images
 from skinlesion.data.split import join_split, take_limited
-from skinlesion.diagnoses import NUM_CLASSES
+from skinlesion.diagnoses import DatasetInfo
 from skinlesion.evaluation.costs import BY_COST, BY_RATIO, CostTable, decide, read_costs
-from skinlesion.evaluation.metrics import MALIGNANT
+from skinlesion.evaluation.metrics import find_malignant
 from skinlesion.evaluation.ood import OODDetector, fit_ood_detector
 from skinlesion.evaluation.quality import QualityLimits, fit_quality_limits, measure_quality
 from skinlesion.evaluation.temperature import apply_temperature, fit_temperature, normalise
@@ -50,7 +50,8 @@ class Calibration:
     Attributes:
         temperature: logits are divided by it; above 1 makes the model less confident.
         thresholds: target sensitivity (as text, such as `0.90`) to the probability of malignancy
-            from which an image is called malignant; None without malignant validation images.
+            from which an image is called malignant; None without malignant validation images; empty
+            if the dataset does not say which classes are malignant.
         set_threshold: a class is in the prediction set if its probability, with all classes taken
             as equally frequent, is at least this.
         n_validation: number of validation images.
@@ -76,10 +77,10 @@ class Calibration:
     @model_validator(mode="after")
     def _require_consistent(self) -> "Calibration":
         targets = [f"{sensitivity:.2f}" for sensitivity in SENSITIVITIES]
-        if sorted(self.thresholds) != targets:
+        if self.thresholds and sorted(self.thresholds) != targets:
             raise ValueError(f"thresholds: must be for {targets}, not {sorted(self.thresholds)}")
-        if len(self.prior) != NUM_CLASSES or abs(sum(self.prior) - 1) > 1e-6:
-            raise ValueError(f"prior: must be {NUM_CLASSES} shares that add up to 1")
+        if abs(sum(self.prior) - 1) > 1e-6:
+            raise ValueError("prior: must be shares that add up to 1")
         if self.n_malignant > self.n_validation:
             raise ValueError("n_malignant: more than n_validation")
         if any((value is None) != (self.n_malignant == 0) for value in self.thresholds.values()):
@@ -88,8 +89,8 @@ class Calibration:
 
     @property
     def is_uncertain(self) -> bool:
-        """Whether the thresholds rest on fewer than `FEW_MALIGNANT` malignant images."""
-        return self.n_malignant < FEW_MALIGNANT
+        """Whether there are thresholds that rest on fewer than `FEW_MALIGNANT` images."""
+        return bool(self.thresholds) and self.n_malignant < FEW_MALIGNANT
 
     @property
     def rule(self) -> str:
@@ -134,8 +135,11 @@ class Calibration:
             for target, value in self.thresholds.items()
             if value is not None
         ]
-        said = f"temperature {self.temperature:.2f}, fitted on {self.n_validation:,} images; "
-        said += f"malignant from {' and '.join(thresholds)}" if thresholds else "no threshold"
+        said = f"temperature {self.temperature:.2f}, fitted on {self.n_validation:,} images"
+        if self.thresholds:
+            said += (
+                f"; malignant from {' and '.join(thresholds)}" if thresholds else "; no threshold"
+            )
         if self.is_uncertain:
             said += f". The thresholds are uncertain: only {self.n_malignant} malignant images"
         return f"{said}. The model {self.rule}"
@@ -151,7 +155,8 @@ class Calibration:
                 for target, value in self.thresholds.items()
             },
             f"threshold of prediction sets for {COVERAGE:.0%}": f"{self.set_threshold:.3f}",
-            "validation images": f"{self.n_validation:,}, {self.n_malignant:,} malignant",
+            "validation images": f"{self.n_validation:,}"
+            + (f", {self.n_malignant:,} malignant" if self.thresholds else ""),
         }
         return pd.Series(rows, name="fitted on validation").to_frame()
 
@@ -175,7 +180,7 @@ def calibrate(
     from skinlesion.model.predictor import Predictor
 
     run = Run.find(run)
-    table = None if costs in (None, "none") else read_costs(Path(costs))
+    table = None if costs in (None, "none") else read_costs(Path(costs), run.info)
     if run.info.calibration is not None and costs is None:
         say(f"calibrate: {run} is calibrated already")
         return load_calibration(run)
@@ -196,7 +201,8 @@ def calibrate(
     calibration = fit_calibration(
         validation["label"].to_numpy(),
         outputs.y_prob,
-        prior=find_prior(train["label"].to_numpy(), run.config),
+        run.info,
+        prior=find_prior(train["label"].to_numpy(), run.config, len(run.info.labels)),
         ood=fit_ood_detector(features, outputs.features),
         quality=fit_quality_limits([measure_quality(image) for image in images]),
     )
@@ -231,28 +237,36 @@ def load_calibration(run: str | Path | Run) -> Calibration:
             raise ValueError("ood: must hold a threshold and nothing else")
         detector = OODDetector(arrays["mean"], arrays["precision"], given["threshold"])
         detector.require_possible()
-        return Calibration(**values | {"ood": detector})
+        calibration = Calibration(**values | {"ood": detector})
+        if bool(calibration.thresholds) != (run.info.malignant is not None):
+            raise ValueError("thresholds: must be there exactly if some classes are malignant")
+        given = calibration.costs.costs if calibration.costs else calibration.prior
+        if {len(given), len(calibration.prior)} != {len(run.info.labels)}:
+            raise ValueError(f"costs, prior: must be for {len(run.info.labels)} classes")
+        return calibration
     except (ValidationError, TypeError, ValueError) as error:
         raise InputError(
             f"{run}: its calibration does not fit this version ({describe(error)})"
         ) from error
 
 
-def find_prior(labels: np.ndarray, config: Config) -> np.ndarray:
+def find_prior(labels: np.ndarray, config: Config, num_classes: int) -> np.ndarray:
     """The prior of `Calibration`, float (classes,).
 
     Args:
         labels: int (n,), of the training images.
         config: the settings that the network was trained with.
+        num_classes: classes of the dataset.
     """
     weighted = labels if config.class_weights == "balanced" else labels[:0]
-    counts = np.bincount(weighted, minlength=NUM_CLASSES) + 1  # so that no class is impossible
+    counts = np.bincount(weighted, minlength=num_classes) + 1  # so that no class is impossible
     return counts / counts.sum()
 
 
 def fit_calibration(
     y_true: np.ndarray,
     y_prob: np.ndarray,
+    info: DatasetInfo,
     *,
     prior: np.ndarray,
     ood: OODDetector,
@@ -267,23 +281,27 @@ def fit_calibration(
     Args:
         y_true: int (n,), labels.
         y_prob: float (n, classes), uncalibrated probabilities.
+        info: of the dataset; without malignant classes in it, there are no thresholds.
         prior: float (classes,), from `find_prior`.
         ood: passed on.
         quality: passed on.
     """
     temperature = fit_temperature(y_true, y_prob, prior)
     balanced = apply_temperature(y_prob, temperature)
-    malignant = sum_malignant(normalise(balanced * prior))[MALIGNANT[y_true]]
+    malignant, thresholds = find_malignant(info), {}
+    if malignant is not None:
+        cases = sum_malignant(normalise(balanced * prior), malignant)[malignant[y_true]]
+        thresholds = {f"{s:.2f}": choose_threshold(cases, s) for s in SENSITIVITIES}
     of_truth = np.sort(balanced[np.arange(len(y_true)), y_true])
     # The quantile with the correction for finite samples, ceil((n + 1) * coverage) / n of the
     # scores: the k-th smallest probability of the truth. Too few images give sets of all classes.
     below = len(y_true) - int(np.ceil((len(y_true) + 1) * COVERAGE))
     return Calibration(
         temperature=temperature,
-        thresholds={f"{s:.2f}": choose_threshold(malignant, s) for s in SENSITIVITIES},
+        thresholds=thresholds,
         set_threshold=float(of_truth[below]) if below >= 0 else 0.0,
         n_validation=len(y_true),
-        n_malignant=len(malignant),
+        n_malignant=0 if malignant is None else int(malignant[y_true].sum()),
         prior=tuple(prior.tolist()),
         ood=ood,
         quality=quality,
@@ -309,9 +327,9 @@ def choose_threshold(p_malignant: np.ndarray, sensitivity: float) -> float | Non
     return min(0.5, float(np.sort(p_malignant)[missed]))
 
 
-def sum_malignant(y_prob: np.ndarray) -> np.ndarray:
-    """The probability (n,) of all malignant diagnoses together."""
-    return y_prob[:, MALIGNANT].sum(axis=1)
+def sum_malignant(y_prob: np.ndarray, malignant: np.ndarray) -> np.ndarray:
+    """The probability (n,) of all malignant diagnoses together; `malignant` is bool (classes,)."""
+    return y_prob[:, malignant].sum(axis=1)
 
 
 def make_prediction_sets(calibrated: np.ndarray, calibration: Calibration) -> np.ndarray:

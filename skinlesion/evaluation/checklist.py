@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from skinlesion.data.ham10000 import GAPS_NAME
+from skinlesion.data.dataset import GAPS_NAME
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.diagnoses import DISCLAIMER, SYNTHETIC_NOTE
 from skinlesion.evaluation.markdown import make_markdown_table
 from skinlesion.files import read_json
@@ -56,7 +57,7 @@ def make_checklist(run: Run, metrics: dict[str, Any]) -> str:
     holds = [set(needs.split()) <= facts for needs in rows["needs"]]
     answers = rows["answer"].where(holds, "").str.replace("{external}", external)
     rows = rows.assign(answer=answers)
-    parts = [HEAD, SYNTHETIC_NOTE if run.synthetic else PAPER]
+    parts = [HEAD, *([SYNTHETIC_NOTE] if run.synthetic else [PAPER] if "real" in facts else [])]
     for guideline, items in rows.groupby("guideline", sort=False):
         found = items.groupby(["item", "title"], sort=False)["answer"]
         answered = found.agg(lambda given: "; ".join(filter(None, given)) or NOT_REPORTED)
@@ -74,7 +75,8 @@ def find_external(run: Run) -> str:
 def _find_facts(run: Run, metrics: dict[str, Any]) -> set[str]:
     config = run.config
     facts = {
-        "real": not run.synthetic,
+        "real": run.info.source == HAM10000.source and not run.synthetic,
+        "malignancy": run.info.malignant is not None,
         "synthetic": run.synthetic,
         "weighted": config.class_weights != "none",
         "unweighted": config.class_weights == "none",

@@ -40,6 +40,7 @@ def compare(run_a: Path, run_b: Path, out: Path) -> dict[str, Any]:
         rows["label"].to_numpy(),
         a.read_predictions("test", image_ids),
         b.read_predictions("test", image_ids),
+        a.info,
         groups=rows["lesion_id"].to_numpy(),
     ) | {"a": str(a), "b": str(b), "synthetic": a.synthetic or b.synthetic}
     figures = pd.DataFrame(found["figures"])

@@ -15,10 +15,10 @@ import pandas as pd
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from skinlesion.diagnoses import CLASS_CODES, NUM_CLASSES
+from skinlesion.diagnoses import DatasetInfo
 from skinlesion.evaluation.bootstrap import compute_share
 from skinlesion.evaluation.markdown import format_cell, make_markdown_table
-from skinlesion.evaluation.metrics import MALIGNANT, compute_metrics
+from skinlesion.evaluation.metrics import compute_metrics, find_malignant
 from skinlesion.files import InputError, name_some, read_csv
 
 KINDS = ("benign", "malignant")
@@ -30,7 +30,6 @@ FIGURES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
-    "sensitivity_mel": "sensitivity to melanoma",
     "sensitivity": "sensitivity, malignant against benign",
     "specificity": "specificity, malignant against benign",
 }
@@ -45,8 +44,8 @@ class CostTable:
 
     Attributes:
         name: of the file that it was read from.
-        costs: (7, 7), in any unit, 0 or more: rows are the true class, columns the decided class,
-            in the order of `CLASS_CODES`. The diagonal is 0.
+        costs: (classes, classes), in any unit, 0 or more: rows are the true class, columns the
+            decided class, in the order of `info.labels`. The diagonal is 0.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w .-]{1,60}$")]
@@ -54,20 +53,21 @@ class CostTable:
 
     @model_validator(mode="after")
     def _require_table(self) -> "CostTable":
-        if [len(row) for row in self.costs] != [NUM_CLASSES] * NUM_CLASSES:
-            raise ValueError(f"costs: must have {NUM_CLASSES} rows and {NUM_CLASSES} columns")
+        if not self.costs or {len(row) for row in self.costs} != {len(self.costs)}:
+            raise ValueError("costs: must have as many columns as rows")
         if np.diagonal(self.costs).any():
             raise ValueError("costs: the diagonal must be 0")
         return self
 
 
-def read_costs(path: Path) -> CostTable:
+def read_costs(path: Path, info: DatasetInfo) -> CostTable:
     """Read a table of costs.
 
     Args:
         path: CSV file. The first column names the true class of each row, the header the decided
-            classes: either the seven codes of `CLASS_CODES`, or `benign` and `malignant`, in any
-            order. In the small form, mistakes between two classes of one kind cost nothing.
+            classes: either all codes, or `benign` and `malignant`, in any order. In the small form,
+            mistakes between two classes of one kind cost nothing.
+        info: of the dataset.
 
     Raises:
         InputError: the file cannot be read; a class is unknown, missing or repeated; a cost is not
@@ -76,20 +76,22 @@ def read_costs(path: Path) -> CostTable:
     table = read_csv(path, "a table of costs")
     rows = table.iloc[:, 0].astype(str).str.strip().str.lower()
     columns = table.columns[1:].str.strip().str.lower()
-    names = KINDS if {*rows, *columns} <= {*KINDS} else CLASS_CODES
+    malignant = find_malignant(info)
+    is_small = malignant is not None and {*rows, *columns} <= {*KINDS}
+    names = KINDS if is_small else info.labels
     if not (sorted(rows) == sorted(columns) == sorted(names)):
         raise InputError(
             f"{path}: has the rows {name_some(list(rows), shown=9)} and the columns "
             f"{name_some(list(columns), shown=9) or 'none'}; both must be "
-            f"{', '.join(CLASS_CODES)}, or {' and '.join(KINDS)}, each of them once"
+            f"{', '.join(info.labels)}, or {' and '.join(KINDS)}, each of them once"
         )
     values = table.iloc[:, 1:].apply(pd.to_numeric, errors="coerce")
     costs = values.set_axis(rows).set_axis(columns, axis=1).loc[[*names], [*names]].to_numpy(float)
     _require_cells(path, names, ~((costs >= 0) & (costs <= 1e6)), "must be from 0 to 1,000,000")
     right = np.eye(len(names), dtype=bool)
     _require_cells(path, names, right & (costs > 0), "must be 0: this decision is right")
-    if names == KINDS:
-        costs = costs[np.ix_(MALIGNANT.astype(int), MALIGNANT.astype(int))]
+    if is_small and malignant is not None:
+        costs = costs[np.ix_(malignant.astype(int), malignant.astype(int))]
     name = re.sub(r"[^\w .-]", "_", path.name)[-60:]
     return CostTable(name, tuple(tuple(row) for row in costs.tolist()))
 
@@ -104,7 +106,7 @@ def decide(calibrated: np.ndarray, table: CostTable) -> np.ndarray:
     """Decide on a class for each image by the lowest expected cost.
 
     Args:
-        calibrated: float (n, 7), calibrated probabilities.
+        calibrated: float (n, classes), calibrated probabilities.
         table: the costs.
 
     Returns:
@@ -121,6 +123,7 @@ def compute_cost_decision(
     y_true: np.ndarray,
     calibrated: np.ndarray,
     table: CostTable,
+    info: DatasetInfo,
     *,
     by_ratio: np.ndarray,
     groups: np.ndarray,
@@ -130,8 +133,9 @@ def compute_cost_decision(
 
     Args:
         y_true: int (n,).
-        calibrated: float (n, 7), calibrated probabilities.
+        calibrated: float (n, classes), calibrated probabilities.
         table: the costs.
+        info: of the dataset.
         by_ratio: int (n,), the labels decided without costs.
         groups: (n,), the lesion of each image.
         weights: resamples of the same images, from `draw_weights`.
@@ -148,7 +152,7 @@ def compute_cost_decision(
         "costs": costs.tolist(),
         "rules": {
             rule: {"mean_cost": compute_share(paid[rule], everything, weights)}
-            | _measure_decisions(y_true, labels, groups, weights)
+            | _measure_decisions(y_true, labels, info, groups, weights)
             for rule, labels in decided.items()
         },
         "saved": compute_share(paid[BY_RATIO] - paid[BY_COST], everything, weights),
@@ -156,37 +160,45 @@ def compute_cost_decision(
 
 
 def _measure_decisions(
-    y_true: np.ndarray, decided: np.ndarray, groups: np.ndarray, weights: np.ndarray
+    y_true: np.ndarray,
+    decided: np.ndarray,
+    info: DatasetInfo,
+    groups: np.ndarray,
+    weights: np.ndarray,
 ) -> dict[str, Any]:
-    certain = np.eye(NUM_CLASSES)[decided]
-    found = compute_metrics(y_true, certain, groups=groups, n_bootstrap=len(weights) - 1)
-    malignant, called = MALIGNANT[y_true], MALIGNANT[decided]
+    certain = np.eye(len(info.labels))[decided]
+    found = compute_metrics(y_true, certain, info, groups=groups, n_bootstrap=len(weights) - 1)
     names = ("accuracy", "balanced_accuracy", "macro_f1")
-    return {name: found["overall"][name] for name in names} | {
-        "sensitivity_mel": found["per_class"]["mel"]["sensitivity"],
-        "sensitivity": compute_share(called, malignant, weights),
-        "specificity": compute_share(~called, ~malignant, weights),
-    }
+    figures = {name: found["overall"][name] for name in names}
+    if info.focus:
+        figures[f"sensitivity_{info.focus}"] = found["per_class"][info.focus]["sensitivity"]
+    malignant = find_malignant(info)
+    if malignant is not None:
+        cases, called = malignant[y_true], malignant[decided]
+        figures["sensitivity"] = compute_share(called, cases, weights)
+        figures["specificity"] = compute_share(~called, ~cases, weights)
+    return figures
 
 
-def describe_cost_decision(found: Mapping[str, Any] | None) -> list[str]:
+def describe_cost_decision(found: Mapping[str, Any] | None, info: DatasetInfo) -> list[str]:
     """Paragraphs of the model card, Markdown; arguments: `metrics["cost_decision"]`."""
     if found is None:
         return []
-    costs = zip(CLASS_CODES, found["costs"], strict=True)
+    costs = zip(info.labels, found["costs"], strict=True)
+    names = FIGURES | {f"sensitivity_{info.focus}": f"sensitivity to {info.focus_name}"}
     return [
         "### Decisions by cost",
         f"`predict` and the demo decide by the {BY_COST}, from the table `{found['name']}` and the "
         "calibrated probabilities. Costs of each true class (row) and decided class (column):",
         make_markdown_table(
-            ("", *CLASS_CODES), [(code, *(f"{cost:g}" for cost in row)) for code, row in costs]
+            ("", *info.labels), [(code, *(f"{cost:g}" for cost in row)) for code, row in costs]
         ),
         f"The figures of all other sections are of decisions by the {BY_RATIO}.",
         make_markdown_table(
             ("figure", *found["rules"]),
             [
-                (label, *(row[name] for row in found["rules"].values()))
-                for name, label in FIGURES.items()
+                (names[name], *(row[name] for row in found["rules"].values()))
+                for name in found["rules"][BY_COST]
             ],
         ),
         f"Decisions by cost save {format_cell(found['saved'])} an image; below 0, they cost more.",

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from skinlesion.config import Config, make_config, read_config
-from skinlesion.data.ham10000 import find_dataset, load_metadata
+from skinlesion.data.dataset import find_dataset, load_metadata
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import is_same_split, join_split, make_split, read_split, split_rest
 from skinlesion.evaluation.ensemble_run import make_ensemble, require_no_training
@@ -137,8 +137,9 @@ def _evaluate_folds(jobs: Sequence[Job], out: Path, source: Path, *, seeds: int)
 def _evaluate_ensemble(runs: Sequence[Path], out: Path, source: Path) -> dict[str, Any]:
     """Evaluate each run and the ensemble of all on the common test."""
     _write_table(runs, out, source)
-    metrics = _evaluate_once(make_ensemble(out, runs).folder, source)
-    say(f"cross-validate: the ensemble in {out}\n{describe_metrics(metrics)}")
+    ensemble = make_ensemble(out, runs)
+    metrics = _evaluate_once(ensemble.folder, source)
+    say(f"cross-validate: the ensemble in {out}\n{describe_metrics(metrics, ensemble.info)}")
     return metrics
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from skinlesion.diagnoses import LABEL_OF
+from skinlesion.diagnoses import DatasetInfo
 from skinlesion.evaluation.bootstrap import divide, summarise
 from skinlesion.evaluation.calibration import SENSITIVITIES, sum_malignant
 from skinlesion.evaluation.markdown import make_markdown_table
-from skinlesion.evaluation.metrics import MALIGNANT
+from skinlesion.evaluation.metrics import find_malignant
 
 THRESHOLDS = np.round(np.arange(0.02, 0.51, 0.02), 2)
 """Threshold probabilities of the decision curve. At 0.02, a missed cancer weighs as much as 49
@@ -21,26 +21,34 @@ SPECIFICITIES = (0.80, 0.90)
 
 
 def compute_decisions(
-    y_true: np.ndarray, y_prob: np.ndarray, weights: np.ndarray
+    y_true: np.ndarray, y_prob: np.ndarray, weights: np.ndarray, info: DatasetInfo
 ) -> dict[str, list[dict[str, Any]]]:
     """Measure the decision curve, and the fixed points of the ROC curve.
 
     Args:
         y_true: int (n,).
-        y_prob: float (n, 7), calibrated where they can be: net benefit depends on it.
+        y_prob: float (n, classes), calibrated where they can be: net benefit depends on it.
         weights: resamples of the same images, from `draw_weights`.
+        info: of the dataset, which must say which classes are malignant.
 
     Returns:
         `curve`: see `compute_decision_curve`; `fixed_points`: see `compute_fixed_points`.
     """
+    malignant = find_malignant(info)
+    assert malignant is not None
+    cases, score = malignant[y_true], sum_malignant(y_prob, malignant)
+    scopes = {"malignant": (cases, score)}
+    if info.focus:
+        focus = info.label_of[info.focus]
+        scopes[info.focus] = (y_true == focus, y_prob[:, focus])
     return {
-        "curve": compute_decision_curve(y_true, y_prob, weights),
-        "fixed_points": compute_fixed_points(y_true, y_prob, weights),
+        "curve": compute_decision_curve(cases, score, weights),
+        "fixed_points": compute_fixed_points(scopes, weights),
     }
 
 
 def compute_decision_curve(
-    y_true: np.ndarray, y_prob: np.ndarray, weights: np.ndarray
+    malignant: np.ndarray, p_malignant: np.ndarray, weights: np.ndarray
 ) -> list[dict[str, Any]]:
     """Measure the net benefit of calling images malignant, as Vickers and Elkin.
 
@@ -54,9 +62,8 @@ def compute_decision_curve(
         and of calling `all` images malignant; and `gain`, the model's over the better of all and
         none, paired.
     """
-    malignant = MALIGNANT[y_true][:, None]
-    worth = np.where(malignant, 1.0, -THRESHOLDS / (1 - THRESHOLDS))
-    called = sum_malignant(y_prob)[:, None] >= THRESHOLDS
+    worth = np.where(malignant[:, None], 1.0, -THRESHOLDS / (1 - THRESHOLDS))
+    called = p_malignant[:, None] >= THRESHOLDS
     total = weights.sum(axis=1, dtype=np.float64)[:, None]
     model, everyone = (weights @ part / total for part in (worth * called, worth))
     gain = model - np.maximum(everyone, 0)
@@ -71,23 +78,23 @@ def compute_decision_curve(
 
 
 def compute_fixed_points(
-    y_true: np.ndarray, y_prob: np.ndarray, weights: np.ndarray
+    scopes: Mapping[str, tuple[np.ndarray, np.ndarray]], weights: np.ndarray
 ) -> list[dict[str, Any]]:
     """Measure sensitivity at fixed specificities and specificity at fixed sensitivities.
 
     The threshold is the best one for the images themselves, and for each resample. The figures
     therefore describe the ROC curve; the operating points have thresholds from other images.
 
+    Args:
+        scopes: name to which images are cases, bool (n,), and their score, float (n,).
+        weights: from `draw_weights`.
+
     Returns:
-        Rows of `scope` (`malignant`, or `mel` against the rest), `figure`, `fixed` (the other
+        Rows of `scope`, `figure`, `fixed` (the other
         figure), `at` (its least value), and the figure with its interval.
     """
-    mel = LABEL_OF["mel"]
     rows = []
-    for scope, cases, score in (
-        ("malignant", MALIGNANT[y_true], sum_malignant(y_prob)),
-        ("mel", y_true == mel, y_prob[:, mel]),
-    ):
+    for scope, (cases, score) in scopes.items():
         sensitivity, specificity = _trace_roc(cases, score, weights)
         for at in SPECIFICITIES:
             fixed = {"scope": scope, "figure": "sensitivity", "fixed": "specificity", "at": at}
@@ -122,18 +129,22 @@ def _find_best(figure: np.ndarray, fixed: np.ndarray, at: float) -> np.ndarray:
     return np.where(np.isnan(figure[:, 0]) | np.isnan(fixed[:, 0]), np.nan, best)
 
 
-def describe_decisions(found: Mapping[str, Any] | None) -> list[str]:
+def describe_decisions(found: Mapping[str, Any] | None, info: DatasetInfo) -> list[str]:
     """Paragraphs of the model card, Markdown; arguments: `metrics["decisions"]`."""
     if found is None:
         return ["Net benefit was not measured."]
     points: dict[str, list[Any]] = {}
-    for row in found["fixed_points"]:  # those of melanoma follow those of malignancy
+    for row in found["fixed_points"]:  # those of the class in focus follow those of malignancy
         points.setdefault(f"{row['figure']} at {row['fixed']} {row['at']:.2f}", []).append(row)
     return [
         "### Points of the ROC curve",
         "With the best thresholds for the test images themselves:",
         make_markdown_table(
-            ("figure", "malignant against benign", "melanoma against the rest"),
+            (
+                "figure",
+                "malignant against benign",
+                *([f"{info.focus_name} against the rest"] if info.focus else []),
+            ),
             [(label, *rows) for label, rows in points.items()],
         ),
         "### Net benefit",

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from skinlesion.diagnoses import CLASS_CODES
+from skinlesion.diagnoses import DatasetInfo
 from skinlesion.evaluation.bootstrap import Figure, compute_share
 from skinlesion.evaluation.calibration import (
     COVERAGE,
@@ -14,7 +14,7 @@ from skinlesion.evaluation.calibration import (
     make_prediction_sets,
     sum_malignant,
 )
-from skinlesion.evaluation.metrics import MALIGNANT, compute_metrics, format_figure
+from skinlesion.evaluation.metrics import compute_metrics, find_malignant, format_figure
 
 LEFT_OUT = tuple(np.round(np.arange(0.0, 0.95, 0.05), 2))
 """Shares of images left to a doctor at which the risk among the rest is measured."""
@@ -24,6 +24,7 @@ def compute_calibration(
     y_true: np.ndarray,
     y_prob: np.ndarray,
     calibration: Calibration,
+    info: DatasetInfo,
     *,
     groups: np.ndarray,
     weights: np.ndarray,
@@ -34,6 +35,7 @@ def compute_calibration(
         y_true: int (n,).
         y_prob: float (n, classes), uncalibrated.
         calibration: fitted on validation.
+        info: of the dataset.
         groups: (n,), the lesion of each image.
         weights: resamples of the same images, from `draw_weights`.
 
@@ -41,40 +43,48 @@ def compute_calibration(
         `temperature`, `validation_images`, `validation_malignant`; `before` and `after`: ece,
         brier, log_loss, malignant_auc; `operating_points`: a list of target_sensitivity, threshold,
         sensitivity, specificity, ppv, npv; `prediction_sets`: target_coverage, threshold, coverage,
-        mean_size, sizes, per_class; `selective_prediction`: see `compute_selective_prediction`.
+        mean_size, sizes, per_class; `selective_prediction`, of `compute_selective_prediction`.
     """
     calibrated = calibration.apply(y_prob)
-    n_bootstrap = len(weights) - 1
     before, after = (
-        compute_metrics(y_true, p, groups=groups, n_bootstrap=n_bootstrap)["overall"]
+        compute_metrics(y_true, p, info, groups=groups, n_bootstrap=len(weights) - 1)["overall"]
         for p in (y_prob, calibrated)
     )
-    figures = ("ece", "brier", "log_loss", "malignant_auc")
+    malignant = find_malignant(info)
+    p_malignant = np.zeros(0) if malignant is None else sum_malignant(calibrated, malignant)
+    figures = ["ece", "brier", "log_loss", *(["malignant_auc"] if malignant is not None else [])]
     return {
         "temperature": calibration.temperature,
         "validation_images": calibration.n_validation,
-        "validation_malignant": calibration.n_malignant,
+        **({} if malignant is None else {"validation_malignant": calibration.n_malignant}),
         "before": {name: before[name] for name in figures},
         "after": {name: after[name] for name in figures},
         "operating_points": [
-            {"target_sensitivity": float(target), "threshold": threshold}
-            | compute_operating_point(y_true, calibrated, threshold, weights)
-            for target, threshold in calibration.thresholds.items()
+            {"target_sensitivity": float(target), "threshold": cut}
+            | compute_operating_point(malignant[y_true], p_malignant, cut, weights)
+            for target, cut in calibration.thresholds.items()
+            if malignant is not None
         ],
-        "prediction_sets": _measure_sets(y_true, calibrated, calibration, weights),
+        "prediction_sets": _measure_sets(y_true, calibrated, calibration, weights, info),
         "selective_prediction": compute_selective_prediction(
-            y_true, y_prob.argmax(axis=1), calibrated, weights
+            y_true, y_prob.argmax(axis=1), calibrated, weights, malignant
         ),
     }
 
 
 def compute_operating_point(
-    y_true: np.ndarray, calibrated: np.ndarray, threshold: float | None, weights: np.ndarray
+    malignant: np.ndarray, p_malignant: np.ndarray, threshold: float | None, weights: np.ndarray
 ) -> dict[str, Figure]:
-    """Measure sensitivity, specificity, PPV and NPV for malignancy at a threshold."""
-    malignant = MALIGNANT[y_true]
-    called = sum_malignant(calibrated) >= (np.nan if threshold is None else threshold)
-    nothing = np.zeros(len(y_true), bool)
+    """Measure sensitivity, specificity, PPV and NPV for malignancy at a threshold.
+
+    Args:
+        malignant: bool (n,), which images show something malignant.
+        p_malignant: float (n,), its calibrated probability.
+        threshold: images from here on are called malignant; None: every figure is undefined.
+        weights: from `draw_weights`.
+    """
+    called = p_malignant >= (np.nan if threshold is None else threshold)
+    nothing = np.zeros(len(malignant), bool)
     cases = (malignant, ~malignant, called, ~called) if threshold is not None else (nothing,) * 4
     hits = (called, ~called, malignant, ~malignant)
     names = ("sensitivity", "specificity", "ppv", "npv")
@@ -85,7 +95,11 @@ def compute_operating_point(
 
 
 def compute_selective_prediction(
-    y_true: np.ndarray, decided: np.ndarray, calibrated: np.ndarray, weights: np.ndarray
+    y_true: np.ndarray,
+    decided: np.ndarray,
+    calibrated: np.ndarray,
+    weights: np.ndarray,
+    malignant: np.ndarray | None,
 ) -> list[dict[str, Any]]:
     """Measure risk against coverage when the least confident images are left to a doctor.
 
@@ -97,15 +111,16 @@ def compute_selective_prediction(
         decided: int (n,), the labels that the model decides on.
         calibrated: float (n, classes), calibrated probabilities.
         weights: from `draw_weights`.
+        malignant: from `find_malignant`.
 
     Returns:
         A row for each of `LEFT_OUT`: `left_out` and `coverage` (shares), `confidence` (the lowest
         of the predicted images), `error` (share of wrong predictions) and `missed` (share of the
-        malignant images that are predicted as benign), both with intervals.
+        malignant images that are predicted as benign; only with `malignant`), both with intervals.
     """
     confidence = calibrated[np.arange(len(decided)), decided]
-    wrong, called_benign = decided != y_true, ~MALIGNANT[decided]
-    rows = []
+    wrong = decided != y_true
+    rows: list[dict[str, Any]] = []
     for share in LEFT_OUT:
         least = np.sort(confidence)[int(share * len(confidence))]
         kept = confidence >= least
@@ -115,14 +130,20 @@ def compute_selective_prediction(
                 "coverage": float(kept.mean()),
                 "confidence": float(least),
                 "error": compute_share(wrong, kept, weights),
-                "missed": compute_share(called_benign & kept, MALIGNANT[y_true], weights),
             }
         )
+        if malignant is not None:
+            called_benign = ~malignant[decided] & kept
+            rows[-1]["missed"] = compute_share(called_benign, malignant[y_true], weights)
     return rows
 
 
 def _measure_sets(
-    y_true: np.ndarray, calibrated: np.ndarray, calibration: Calibration, weights: np.ndarray
+    y_true: np.ndarray,
+    calibrated: np.ndarray,
+    calibration: Calibration,
+    weights: np.ndarray,
+    info: DatasetInfo,
 ) -> dict[str, Any]:
     sets = make_prediction_sets(calibrated, calibration)
     holds, sizes = sets[np.arange(len(y_true)), y_true], sets.sum(axis=1)
@@ -132,14 +153,14 @@ def _measure_sets(
         "threshold": calibration.set_threshold,
         "coverage": compute_share(holds, everything, weights),
         "mean_size": compute_share(sizes, everything, weights),
-        "sizes": {str(size): int((sizes == size).sum()) for size in range(1, len(CLASS_CODES) + 1)},
+        "sizes": {str(size): int((sizes == size).sum()) for size in range(1, sets.shape[1] + 1)},
         "per_class": {
             code: {
                 "support": int((y_true == label).sum()),
                 "coverage": compute_share(holds, y_true == label, weights),
                 "mean_size": compute_share(sizes, y_true == label, weights),
             }
-            for label, code in enumerate(CLASS_CODES)
+            for label, code in enumerate(info.labels)
         },
     }
 
@@ -155,7 +176,7 @@ def tabulate_operating_points(calibration: Mapping[str, Any]) -> pd.DataFrame:
         }
         for point in calibration["operating_points"]
     ]
-    return pd.DataFrame(rows).set_index("threshold chosen for")
+    return pd.DataFrame(rows).set_index("threshold chosen for") if rows else pd.DataFrame()
 
 
 def tabulate_prediction_sets(calibration: Mapping[str, Any]) -> pd.DataFrame:

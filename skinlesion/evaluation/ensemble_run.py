@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from skinlesion.data.ham10000 import GAPS_NAME
+from skinlesion.data.dataset import GAPS_NAME
 from skinlesion.evaluation.calibration import (
     Calibration,
     fit_calibration,
@@ -128,6 +128,7 @@ def _calibrate(members: Sequence[Run]) -> Calibration:
     return fit_calibration(
         y_true,
         mean.to_numpy(),
+        members[0].info,
         prior=np.array(fitted.prior),
         ood=fitted.ood,
         quality=fitted.quality,

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
-from skinlesion.data.ham10000 import MASKS_NAME, find_dataset, list_images
+from skinlesion.data.dataset import find_dataset, list_images
+from skinlesion.data.forms import MASKS_NAME
 from skinlesion.data.isic_csv import write_isic
 from skinlesion.data.split import join_split
-from skinlesion.diagnoses import CLASS_CODES
+from skinlesion.diagnoses import DatasetInfo
 from skinlesion.evaluation.bootstrap import compute_share, draw_weights
 from skinlesion.evaluation.calibration import Calibration, load_calibration
 from skinlesion.evaluation.checklist import make_checklist
@@ -75,11 +76,11 @@ def evaluate(
         run.evaluation_dir,
         rows,
         y_prob,
+        run.info,
         calibration=calibration,
         variants=_predict_variants(predictor, run, rows, tta=tta),
-        synthetic=run.synthetic,
         seed=run.config.seed,
-        extra=_measure_ood(calibration, outputs.features, rows)
+        extra=_measure_ood(calibration, outputs.features, rows, run.info)
         | _measure_grad_cam(predictor, outputs, rows, source / MASKS_NAME)
         | _measure_shifts(run, source, wanted=shifts),
         figures=_draw_figures(predictor, run, rows, y_prob),
@@ -112,7 +113,8 @@ def evaluate_external(
         InputError: an image of the truth is missing, or the files do not fit each other.
     """
     found = _find_runs(runs)
-    rows = read_truth_rows(truth, metadata)
+    info = found[0].info
+    rows = read_truth_rows(truth, info, metadata)
     paths = list_images(images)
     missing = sorted(set(rows["image_id"]) - set(paths))
     if missing:
@@ -134,10 +136,9 @@ def evaluate_external(
         y_prob = np.mean(calibrated, axis=0)
         options = {"variants": members | {"ensemble": y_prob}}
     options["extra"] = {"external": {"truth": truth.name}}
-    write_isic(out / "predictions.csv", list(rows["image_id"]), y_prob)
-    synthetic = any(run.synthetic for run in found)
-    metrics = write_report(out, rows, y_prob, synthetic=synthetic, **options)
-    say_results(metrics, out)
+    write_isic(out / "predictions.csv", list(rows["image_id"]), y_prob, info)
+    metrics = write_report(out, rows, y_prob, info, **options)
+    say_results(metrics, info, out)
     return metrics
 
 
@@ -177,24 +178,29 @@ def evaluate_together(
     else:
         rows, y_prob = pd.concat(parts, ignore_index=True), np.concatenate(calibrated)
         variants = {}
-    write_isic(out / "predictions.csv", list(rows["image_id"]), y_prob)
+    info = found[0].info
+    write_isic(out / "predictions.csv", list(rows["image_id"]), y_prob, info)
     say(f"evaluate: {len(found)} runs as {'an ensemble' if is_ensemble else 'folds'}")
-    synthetic = any(run.synthetic for run in found)
     extra = {} if is_ensemble else {"note": FOLDS_NOTE}
-    metrics = write_report(out, rows, y_prob, variants=variants, synthetic=synthetic, extra=extra)
+    metrics = write_report(out, rows, y_prob, info, variants=variants, extra=extra)
     if not is_ensemble:
         say(FOLDS_NOTE)
-    say_results(metrics, out)
+    say_results(metrics, info, out)
     return metrics
 
 
 def _find_runs(runs: Sequence[Path]) -> list[Run]:
-    """The runs, none of them twice."""
+    """The runs, none of them twice, all with the same classes."""
     found = [Run.find(run) for run in runs]
     names = [str(run.model_dir.resolve()) for run in found]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise InputError(f"a run is given more than once: {name_some(doubled)}")
+    for run in found[1:]:
+        if run.info.labels != found[0].info.labels:
+            raise InputError(
+                f"{found[0]} and {run}: were trained on different classes; name runs of one dataset"
+            )
     return found
 
 
@@ -306,7 +312,7 @@ def _measure_shifts(run: Run, source: Path, *, wanted: bool) -> dict[str, Any]:
 
 
 def _measure_ood(
-    calibration: Calibration, features: np.ndarray, rows: pd.DataFrame
+    calibration: Calibration, features: np.ndarray, rows: pd.DataFrame, info: DatasetInfo
 ) -> dict[str, Any]:
     """The share of test images that are in distribution, with 95 % intervals."""
     inside = is_in_distribution(calibration.ood.compute_scores(features))
@@ -321,7 +327,7 @@ def _measure_ood(
                     "support": int((labels == label).sum()),
                     "in_distribution": compute_share(inside, labels == label, weights),
                 }
-                for label, code in enumerate(CLASS_CODES)
+                for label, code in enumerate(info.labels)
             },
         }
     }

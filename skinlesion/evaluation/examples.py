@@ -1,12 +1,13 @@
 """Test images of an evaluated run: samples and mistakes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from skinlesion.data.ham10000 import find_dataset
+from skinlesion.data.dataset import find_dataset
 from skinlesion.data.images import decode_image
 from skinlesion.evaluation import plots
 from skinlesion.evaluation.calibration import load_calibration
@@ -23,14 +24,14 @@ def plot_samples(run: Run, *, data: str | Path | None = None) -> Figure:
         run: an evaluated run.
         data: the dataset; None: the run's own, else as `find_dataset`.
     """
-    figure = draw_samples(read_test(run, data), seed=run.config.seed)
+    figure = draw_samples(read_test(run, data), run.info.labels, seed=run.config.seed)
     plots.caption(figure, synthetic=run.synthetic)
     return figure
 
 
 def plot_mistakes(run: Run, *, data: str | Path | None = None) -> Figure:
     """Plot the wrong predictions with the highest confidence. Arguments: `plot_samples`."""
-    figure = draw_mistakes(read_test(run, data))
+    figure = draw_mistakes(read_test(run, data), run.info.labels)
     plots.caption(figure, synthetic=run.synthetic)
     return figure
 
@@ -58,27 +59,54 @@ def name_predictions(
     return rows.assign(predicted=predicted, confidence=confidence)
 
 
-def draw_samples(rows: pd.DataFrame, *, seed: int) -> Figure:
+def draw_samples(rows: pd.DataFrame, labels: Sequence[str], *, seed: int) -> Figure:
     """Draw random images with true and predicted class.
 
     Args:
         rows: `path`, `label`, `predicted` and `confidence` of n images.
+        labels: code of each class.
         seed: of the choice.
     """
     chosen = np.random.default_rng(seed).permutation(len(rows))[:SHOWN_IMAGES]
-    return _draw_images(rows.iloc[chosen])
+    return _draw_images(rows.iloc[chosen], labels)
 
 
-def draw_mistakes(rows: pd.DataFrame) -> Figure:
+def draw_mistakes(rows: pd.DataFrame, labels: Sequence[str]) -> Figure:
     """Draw the wrong predictions with the highest confidence. Arguments: `draw_samples`."""
     wrong = rows[rows["predicted"] != rows["label"]]
     if not len(wrong):
         return plots.plot_images([], [], nothing="no mistakes")
     wrong = wrong.sort_values("confidence", ascending=False, kind="stable")
-    return _draw_images(wrong.head(SHOWN_IMAGES))
+    return _draw_images(wrong.head(SHOWN_IMAGES), labels)
 
 
-def _draw_images(rows: pd.DataFrame) -> Figure:
+def plot_sample_predictions(
+    images: Sequence[np.ndarray],
+    y_true: np.ndarray,
+    y_pred: np.ndarray,
+    confidence: np.ndarray,
+    labels: Sequence[str],
+) -> Figure:
+    """A grid of images titled with the true and the predicted class, green when right, else red.
+
+    Args:
+        images: n images, uint8 (height, width, 3).
+        y_true: int (n,).
+        y_pred: int (n,).
+        confidence: float (n,), shown beside the predicted class.
+        labels: code of each class.
+    """
+    pairs = list(zip(y_true, y_pred, confidence, strict=True))
+    return plots.plot_images(
+        images,
+        [f"true {labels[t]}\npredicted {labels[p]} {share:.0%}" for t, p, share in pairs],
+        colors=["green" if true == pred else "red" for true, pred, _ in pairs],
+    )
+
+
+def _draw_images(rows: pd.DataFrame, labels: Sequence[str]) -> Figure:
     images = [decode_image(path, image_size=PICTURE_SIZE) for path in rows["path"]]
-    columns = (rows[name].to_numpy() for name in ("label", "predicted", "confidence"))
-    return plots.plot_sample_predictions(images, *columns)
+    truth, predicted, confidence = (
+        rows[name].to_numpy() for name in ("label", "predicted", "confidence")
+    )
+    return plot_sample_predictions(images, truth, predicted, confidence, labels)

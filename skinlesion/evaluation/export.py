@@ -15,14 +15,14 @@ import numpy as np
 from PIL import Image
 
 from skinlesion.data.images import load_images
-from skinlesion.diagnoses import CLASS_NAMES, DISCLAIMER
+from skinlesion.diagnoses import DISCLAIMER
 from skinlesion.files import InputError, delete_left, write_json
 from skinlesion.machine import say
 from skinlesion.model.predictor import require_probabilities
 from skinlesion.model.run import Run
 
 Network = Callable[[np.ndarray], np.ndarray]
-"""From float32 (n, height, width, 3), RGB in [0, 255], to probabilities, float32 (n, 7)."""
+"""From float32 (n, height, width, 3), RGB in [0, 255], to probabilities, float32 (n, classes)."""
 
 TOLERANCE = 1e-4
 """Largest difference to Keras' probabilities with which an export is kept."""
@@ -166,9 +166,10 @@ def _describe(run: Run) -> dict[str, Any]:
     return {
         "note": DISCLAIMER,
         "labels": list(info.labels),
-        "names": list(CLASS_NAMES),
+        "names": list(info.names),
         "input": f"float32 (n, {height}, {width}, 3), RGB in [0, 255]",
-        "output": "float32 (n, 7), uncalibrated probabilities in the order of labels",
+        "output": f"float32 (n, {len(info.labels)}), uncalibrated probabilities in the order of "
+        "labels",
         "resize": info.resize,
         "recipe": info.recipe,
         "synthetic": info.synthetic,

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from skinlesion.data.images import decode_image
-from skinlesion.diagnoses import CLASS_CODES
 from skinlesion.evaluation import plots
 from skinlesion.evaluation.examples import PICTURE_SIZE, read_test
 from skinlesion.files import InputError
@@ -86,10 +85,11 @@ def draw_explanations(
         kinds: True shows right predictions, False wrong ones.
     """
     truth, top, confidence = rows["label"].to_numpy(), y_prob.argmax(axis=1), y_prob.max(axis=1)
+    labels = predictor.info.labels
     groups = [
         np.flatnonzero((truth == label) & ((top == truth) == kind))
         for kind in kinds
-        for label in range(len(CLASS_CODES))
+        for label in range(len(labels))
     ]
     chosen = np.array([group[confidence[group].argmax()] for group in groups if len(group)], int)
     if not len(chosen):
@@ -103,7 +103,7 @@ def draw_explanations(
     for path, heat, i in zip(paths, heats, chosen, strict=True):
         image = decode_image(path, image_size=PICTURE_SIZE)
         pictures += [image, overlay_heat(image, heat)]
-        titles += [f"true {CLASS_CODES[truth[i]]}\nheat for {CLASS_CODES[top[i]]}", ""]
+        titles += [f"true {labels[truth[i]]}\nheat for {labels[top[i]]}", ""]
     return plots.plot_images(pictures, titles)
 
 

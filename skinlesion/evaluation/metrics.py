@@ -1,6 +1,6 @@
 """From truth and probabilities to every figure, with intervals. No model is needed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix
 
-from skinlesion.diagnoses import CLASS_CODES, DIAGNOSES, NUM_CLASSES
+from skinlesion.diagnoses import DatasetInfo
 from skinlesion.evaluation.bootstrap import (
     N_BOOTSTRAP,
     Figure,
@@ -19,16 +19,12 @@ from skinlesion.evaluation.bootstrap import (
 
 BINS = 15
 """Bins of equal width for the expected calibration error: Guo et al., arXiv:1706.04599."""
-MALIGNANT = np.array([diagnosis.malignant for diagnosis in DIAGNOSES])
-"""bool (7,): which labels are malignant."""
-AGE_BANDS = {"0 to 29": 0, "30 to 49": 30, "50 to 69": 50, "70 and more": 70}
-"""Name and first year of each age band."""
-SUBGROUP_FIGURES = ("accuracy", "balanced_accuracy", "malignant_auc")
 
 
 def compute_metrics(
     y_true: np.ndarray,
     y_prob: np.ndarray,
+    info: DatasetInfo,
     *,
     groups: np.ndarray | None = None,
     n_bootstrap: int = N_BOOTSTRAP,
@@ -36,19 +32,19 @@ def compute_metrics(
 ) -> dict[str, Any]:
     """Compute overall and per-class figures with 95 % intervals from a bootstrap over lesions.
 
-    Images of one lesion resemble each other, so lesions are resampled, not images. An undefined
-    figure, such as the sensitivity to a class without cases, is NaN. Means over classes are over
-    those with at least one case. Where all cases of a class are right, the interval has no width:
-    with n lesions the true value may be as low as 1 - 3 / n (the rule of three).
+    Lesions are resampled, not images, which resemble each other. An undefined figure, such as the
+    sensitivity to a class without cases, is NaN; means are over classes with cases. Where all cases
+    are right, the interval has no width, but the truth may be 1 - 3 / n (rule of three, n lesions).
 
     Log loss is in nats, the Brier score is 0 to 2 (Brier 1950), kappa is Cohen's (1960), `mcc` is
     Matthews' correlation for several classes (Gorodkin 2004), `ece` is the expected calibration
-    error of the highest probability in `BINS` bins (Guo et al. 2017), `malignant_*` is malignant
-    against benign. The predicted class is the most probable one, the first of equals.
+    error of the highest probability in `BINS` bins (Guo et al. 2017), `malignant_*`, if `info` says
+    what is malignant, is against benign. The predicted class is the most probable, first of equals.
 
     Args:
         y_true: int (n,), labels, n at least 1.
         y_prob: float (n, classes), probabilities.
+        info: of the dataset.
         groups: (n,), the lesion of each image; None: every image is a lesion of its own.
         n_bootstrap: resamples; 0 gives no intervals.
         seed: of the resamples.
@@ -61,8 +57,8 @@ def compute_metrics(
         InputError: there are no images.
     """
     weights, lesions = draw_weights(len(y_true), groups, n_bootstrap=n_bootstrap, seed=seed)
-    overall, per_class = compute_figures(np.asarray(y_true), np.asarray(y_prob), weights)
-    matrix = compute_confusion_matrix(y_true, np.asarray(y_prob).argmax(axis=1))
+    overall, per_class = compute_figures(np.asarray(y_true), np.asarray(y_prob), weights, info)
+    matrix = compute_confusion_matrix(y_true, np.asarray(y_prob).argmax(axis=1), info)
     return {
         "n": len(y_true),
         "lesions": lesions,
@@ -71,35 +67,37 @@ def compute_metrics(
         "per_class": {
             code: {"support": int(matrix[label].sum())}
             | {name: summarise(values[:, label]) for name, values in per_class.items()}
-            for label, code in enumerate(CLASS_CODES)
+            for label, code in enumerate(info.labels)
         },
         "confusion_matrix": matrix.tolist(),
     }
 
 
 def compute_figures(
-    y_true: np.ndarray, y_prob: np.ndarray, weights: np.ndarray
+    y_true: np.ndarray, y_prob: np.ndarray, weights: np.ndarray, info: DatasetInfo
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Compute every figure for every row of weights, without intervals.
 
     Args:
         y_true: int (n,), labels.
-        y_prob: float (n, 7), probabilities.
+        y_prob: float (n, classes), probabilities.
         weights: float (d, n), from `draw_weights`.
+        info: of the dataset.
 
     Returns:
-        The overall figures, name to float64 (d,), and those of each class, name to (d, 7); they are
-        described at `compute_metrics`. NaN where a figure is undefined.
+        The overall figures, name to float64 (d,), and those of each class, name to (d, classes);
+        they are described at `compute_metrics`. NaN where a figure is undefined.
     """
-    cells = np.eye(NUM_CLASSES**2, dtype=np.float32)[y_true * NUM_CLASSES + y_prob.argmax(axis=1)]
-    matrices = (weights @ cells).reshape(-1, NUM_CLASSES, NUM_CLASSES).astype(np.float64)
+    classes = len(info.labels)
+    cells = np.eye(classes**2, dtype=np.float32)[y_true * classes + y_prob.argmax(axis=1)]
+    matrices = (weights @ cells).reshape(-1, classes, classes).astype(np.float64)
     hits = np.diagonal(matrices, axis1=1, axis2=2)
     support, predicted = matrices.sum(axis=2), matrices.sum(axis=1)
     total = support.sum(axis=1)
     others = total[:, None] - support
     sensitivity = divide(hits, support)
     f1 = np.where(support > 0, divide(2 * hits, support + predicted), np.nan)
-    ranked = [_weighted_ranking(y_true == c, y_prob[:, c], weights) for c in range(NUM_CLASSES)]
+    ranked = [_weighted_ranking(y_true == c, y_prob[:, c], weights) for c in range(classes)]
     auc, average_precision = (np.stack(figure, axis=1) for figure in zip(*ranked, strict=True))
     per_class = {
         "sensitivity": sensitivity,
@@ -121,23 +119,28 @@ def compute_figures(
         **_agreement(hits.sum(axis=1), support, predicted),
         "macro_auc": auc[:, present].mean(axis=1),
         "macro_average_precision": average_precision[:, present].mean(axis=1),
+        **_weighted_malignancy(y_true, y_prob, weights, find_malignant(info)),
         **_weighted_losses(y_true, y_prob, weights),
     }
     return overall, per_class
 
 
-def compute_confusion_matrix(y_true: np.ndarray, y_pred: np.ndarray) -> np.ndarray:
-    """Count images, int (7, 7): rows true, columns predicted, in the order of `DIAGNOSES`."""
-    return confusion_matrix(y_true, y_pred, labels=range(NUM_CLASSES))
+def compute_confusion_matrix(
+    y_true: np.ndarray, y_pred: np.ndarray, info: DatasetInfo
+) -> np.ndarray:
+    """Count images, int (classes, classes): rows true, columns predicted, as `info.labels`."""
+    return confusion_matrix(y_true, y_pred, labels=range(len(info.labels)))
 
 
-def compute_classification_report(y_true: np.ndarray, y_pred: np.ndarray) -> pd.DataFrame:
+def compute_classification_report(
+    y_true: np.ndarray, y_pred: np.ndarray, info: DatasetInfo
+) -> pd.DataFrame:
     """scikit-learn's report: precision, recall, F1 and support of each class, and their means."""
     report = classification_report(
         y_true,
         y_pred,
-        labels=range(NUM_CLASSES),
-        target_names=CLASS_CODES,
+        labels=range(len(info.labels)),
+        target_names=info.labels,
         output_dict=True,
         zero_division=np.nan,
     )
@@ -163,50 +166,16 @@ def format_figure(figure: Figure | int) -> str:
     return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
-def compute_subgroups(
-    y_true: np.ndarray, y_prob: np.ndarray, rows: pd.DataFrame, *, n_bootstrap: int = N_BOOTSTRAP
-) -> pd.DataFrame:
-    """The figures within each sex, age band, body site and way of diagnosis.
-
-    Balanced accuracy is the mean over the classes that a subgroup has, so that subgroups with
-    different classes are not quite comparable; their support stands beside them.
-
-    Args:
-        y_true: int (n,).
-        y_prob: float (n, 7).
-        rows: n rows with `lesion_id` and any of `sex`, `age` (years), `localization`, `dx_type`.
-        n_bootstrap: resamples.
-
-    Returns:
-        `attribute`, `subgroup`, `images`, `lesions`, `malignant` (images), `melanomas` (images),
-        `figure`, `value`, `low`, `high`, `undefined_resamples`.
-    """
-    found = []
-    for attribute, subgroup, chosen in _subgroups(rows):
-        metrics = compute_metrics(
-            y_true[chosen],
-            y_prob[chosen],
-            groups=rows["lesion_id"][chosen],
-            n_bootstrap=n_bootstrap,
-        )
-        support: dict[str, Any] = {
-            "attribute": attribute,
-            "subgroup": subgroup,
-            "images": metrics["n"],
-            "lesions": metrics["lesions"],
-            "malignant": int(MALIGNANT[y_true[chosen]].sum()),
-            "melanomas": metrics["per_class"]["mel"]["support"],
-        }
-        figures: dict[str, dict[str, Any]] = {n: metrics["overall"][n] for n in SUBGROUP_FIGURES}
-        figures["sensitivity_mel"] = metrics["per_class"]["mel"]["sensitivity"]
-        found += [support | {"figure": name} | row for name, row in figures.items()]
-    return pd.DataFrame(found)
+def find_malignant(info: DatasetInfo) -> np.ndarray | None:
+    """Which labels are malignant, bool (classes,); None: the dataset does not say so."""
+    return None if info.malignant is None else np.array(info.malignant)
 
 
 def compare_predictions(
     y_true: np.ndarray,
     y_prob_a: np.ndarray,
     y_prob_b: np.ndarray,
+    info: DatasetInfo,
     *,
     groups: np.ndarray | None = None,
     n_bootstrap: int = N_BOOTSTRAP,
@@ -226,12 +195,12 @@ def compare_predictions(
     """
     weights, lesions = draw_weights(len(y_true), groups, n_bootstrap=n_bootstrap, seed=seed)
     figures = []
-    sides = [compute_figures(y_true, y_prob, weights) for y_prob in (y_prob_a, y_prob_b)]
+    sides = [compute_figures(y_true, y_prob, weights, info) for y_prob in (y_prob_a, y_prob_b)]
     (overall_a, per_class_a), (overall_b, per_class_b) = sides
     pairs = [("overall", name, overall_a[name], overall_b[name]) for name in overall_a]
     pairs += [
         (code, name, per_class_a[name][:, label], per_class_b[name][:, label])
-        for label, code in enumerate(CLASS_CODES)
+        for label, code in enumerate(info.labels)
         for name in per_class_a
     ]
     for scope, name, a, b in pairs:
@@ -250,18 +219,15 @@ def compare_predictions(
     }
 
 
-def _subgroups(rows: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Attribute, subgroup, and which rows are in it: bool (n,)."""
-    table = rows.reset_index(drop=True)
-    if "age" in table:
-        edges = [*AGE_BANDS.values(), np.inf]
-        age = pd.to_numeric(table["age"], errors="coerce")
-        table["age"] = pd.cut(age, edges, right=False, labels=list(AGE_BANDS)).astype(object)
-    for attribute in ("sex", "age", "localization", "dx_type"):
-        if attribute in table:
-            values = table[attribute].fillna("unknown").astype(str)
-            for subgroup in sorted(values.unique()):
-                yield attribute, subgroup, (values == subgroup).to_numpy()
+def _weighted_malignancy(
+    y_true: np.ndarray, y_prob: np.ndarray, weights: np.ndarray, malignant: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """Malignant against benign, (d,) each."""
+    if malignant is None:
+        return {}
+    names = ("malignant_auc", "malignant_average_precision")
+    found = _weighted_ranking(malignant[y_true], y_prob[:, malignant].sum(axis=1), weights)
+    return dict(zip(names, found, strict=True))
 
 
 def _agreement(
@@ -279,15 +245,12 @@ def _agreement(
 def _weighted_losses(
     y_true: np.ndarray, y_prob: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Malignant against benign, log loss, Brier score and calibration error, (d,) each."""
+    """Log loss, Brier score and calibration error, (d,) each."""
     total = weights.sum(axis=1, dtype=np.float64)
-    malignant = _weighted_ranking(MALIGNANT[y_true], y_prob[:, MALIGNANT].sum(axis=1), weights)
-    one_hot = np.eye(NUM_CLASSES)[y_true]
+    one_hot = np.eye(y_prob.shape[1])[y_true]
     # As scikit-learn does: a probability of 0 for the truth would make the loss infinite.
     certain = np.clip(y_prob[np.arange(len(y_true)), y_true], np.finfo(np.float64).eps, 1)
     return {
-        "malignant_auc": malignant[0],
-        "malignant_average_precision": malignant[1],
         "log_loss": divide(weights @ -np.log(certain), total),
         "brier": divide(weights @ ((y_prob - one_hot) ** 2).sum(axis=1), total),
         "ece": _weighted_calibration_error(y_true, y_prob, weights),

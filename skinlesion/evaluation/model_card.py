@@ -13,21 +13,20 @@ import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from skinlesion.config import Config
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.data.leakage import audit_split
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import SPLITS
-from skinlesion.diagnoses import DIAGNOSES, DISCLAIMER, LABEL_OF, SYNTHETIC_NOTE
+from skinlesion.diagnoses import BY_IMAGE_NOTE, DISCLAIMER, SYNTHETIC_NOTE, DatasetInfo
 from skinlesion.evaluation.calibration import FEW_MALIGNANT
 from skinlesion.evaluation.costs import describe_cost_decision
 from skinlesion.evaluation.decision_curve import describe_decisions
 from skinlesion.evaluation.markdown import format_cell, make_markdown_table
-from skinlesion.evaluation.metrics import MALIGNANT
-from skinlesion.evaluation.report import ATTRIBUTES, SHOWN_FROM
+from skinlesion.evaluation.metrics import find_malignant
+from skinlesion.evaluation.subgroups import describe_subgroups
 from skinlesion.files import InputError, name_some
 from skinlesion.model.run import Run
 
-LEAST_CASES = 10
-"""Images of a kind that a subgroup needs for a figure about that kind to be shown."""
 OVERALL = {
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
@@ -62,26 +61,30 @@ def make_model_card(run: Run, metrics: dict[str, Any] | None = None) -> str:
     Raises:
         InputError: the run is not finished, or its files do not fit this version.
     """
-    metrics, split, synthetic = metrics or run.metrics, run.split, run.synthetic
-    absent = sorted(set(OVERALL) - set(metrics["overall"])) if metrics else []
+    metrics, split, info = metrics or run.metrics, run.split, run.info
+    absent = sorted(set(_list_figures(info)) - set(metrics["overall"])) if metrics else []
     if absent:
         raise InputError(
             f"{run.evaluation_dir}: of another version, lacks {name_some(absent)}; evaluate again"
         )
     card = ModelCard.from_template(
-        _make_header(run.config.recipe, metrics, synthetic=synthetic),
+        _make_header(run.config.recipe, metrics, info),
         template_str=(files("skinlesion.evaluation") / "model_card.md").read_text("utf-8"),
-        synthetic=synthetic,
+        synthetic=info.synthetic,
+        source=info.source,
+        is_ham10000=info.source == HAM10000.source,
+        classes=len(info.labels),
+        focus=info.focus_name,
         disclaimer=DISCLAIMER,
         synthetic_note=SYNTHETIC_NOTE,
         image_size="{}x{}".format(*run.info.image_size),
-        headline=_describe_headline(metrics),
+        headline=_describe_headline(metrics, info),
         images=f"{len(split):,}",
         lesions=f"{split['lesion_id'].nunique():,}",
-        counts=_count_classes(split),
+        counts=_count_classes(split, info),
         audit=_describe_audit(split),
         training=_describe_training(run),
-        evaluation=_describe_evaluation(metrics, run.evaluation_dir / "subgroups.csv"),
+        evaluation=_describe_evaluation(metrics, info, run.evaluation_dir / "subgroups.csv"),
         shifts=(metrics or {}).get("shifts"),
         format=format_cell,
         ood=_describe_ood(metrics),
@@ -90,15 +93,21 @@ def make_model_card(run: Run, metrics: dict[str, Any] | None = None) -> str:
     return str(card)
 
 
-def _make_header(recipe: str, metrics: dict[str, Any] | None, *, synthetic: bool) -> ModelCardData:
+def _list_figures(info: DatasetInfo) -> dict[str, str]:
+    """The part of `OVERALL` that a dataset allows."""
+    known = info.malignant is not None
+    return {name: label for name, label in OVERALL.items() if known or name != "malignant_auc"}
+
+
+def _make_header(recipe: str, metrics: dict[str, Any] | None, info: DatasetInfo) -> ModelCardData:
     results = []
     # The Hub shows these without the text that calls them figures of drawings.
-    if metrics and not synthetic:
+    if metrics and not info.synthetic:
         results = [
             EvalResult(
                 task_type="image-classification",
-                dataset_type="HAM10000",
-                dataset_name="HAM10000, test part of the run's own split",
+                dataset_type=info.source,
+                dataset_name=f"{info.source}, test part of the run's own split",
                 dataset_split="test",
                 metric_type=metric,
                 metric_name=f"{OVERALL[name]}, 95 % interval {row['low']:.3f} to {row['high']:.3f}",
@@ -107,31 +116,41 @@ def _make_header(recipe: str, metrics: dict[str, Any] | None, *, synthetic: bool
             for name, metric in HUB_METRICS.items()
             if (row := metrics["overall"][name])["low"] is not None
         ]
-    kind = ["synthetic"] if synthetic else ["dermatoscopy", "skin-lesion", "ham10000"]
+    kind, license = ["dermatoscopy", "skin-lesion"], None
+    if info.synthetic:
+        kind, license = ["synthetic"], "mit"
+    elif info.source == HAM10000.source:
+        kind, license = [*kind, "ham10000"], "cc-by-nc-4.0"
     return ModelCardData(
-        license="mit" if synthetic else "cc-by-nc-4.0",
+        license=license,
         library_name="keras",
         pipeline_tag="image-classification",
         tags=["resnet50", *kind, "not-for-clinical-use"],
-        datasets=None if synthetic else ["HAM10000"],
+        datasets=None if info.synthetic else [info.source],
         metrics=list(HUB_METRICS.values()) if metrics else None,
         model_name=f"skinlesion-{recipe}" if results else None,
         eval_results=results or None,
     )
 
 
-def _describe_headline(metrics: dict[str, Any] | None) -> str:
+def _describe_headline(metrics: dict[str, Any] | None, info: DatasetInfo) -> str:
     if metrics is None:
         return "Its performance was not measured yet."
     figure = format_cell(metrics["overall"]["balanced_accuracy"])
+    said = f"On {metrics['n']:,} test images, balanced accuracy is {figure} (95 % interval)."
+    malignant = find_malignant(info)
+    if malignant is None:
+        return said
     matrix = np.asarray(metrics["confusion_matrix"])
-    missed, cases = matrix[:, ~MALIGNANT].sum(axis=1), matrix.sum(axis=1)
-    mel = LABEL_OF["mel"]
-    return (
-        f"On {metrics['n']:,} test images, balanced accuracy is {figure} (95 % interval). It "
-        f"predicts a benign class for {missed[MALIGNANT].sum():,} of {cases[MALIGNANT].sum():,} "
-        f"malignant images, {missed[mel]:,} of {cases[mel]:,} melanomas among them."
+    missed, cases = matrix[:, ~malignant].sum(axis=1), matrix.sum(axis=1)
+    said += (
+        f" It predicts a benign class for {missed[malignant].sum():,} of "
+        f"{cases[malignant].sum():,} malignant images"
     )
+    if info.focus is None:
+        return f"{said}."
+    focus = info.label_of[info.focus]
+    return f"{said}, {missed[focus]:,} of {cases[focus]:,} {info.focus_name}s among them."
 
 
 def _describe_ood(metrics: dict[str, Any] | None) -> str:
@@ -141,14 +160,15 @@ def _describe_ood(metrics: dict[str, Any] | None) -> str:
     return f"{OOD}; {format_cell(found['in_distribution'])} of the test images are not flagged."
 
 
-def _count_classes(split: pd.DataFrame) -> str:
+def _count_classes(split: pd.DataFrame, info: DatasetInfo) -> str:
     def count(rows: pd.DataFrame) -> list[str]:
         parts = [rows[rows["split"] == part] for part in SPLITS]
         return [f"{len(part):,} ({part['lesion_id'].nunique():,})" for part in parts]
 
+    kinds = {True: "malignant", False: "benign", None: "-"}
     rows = [
-        (code, name, "malignant" if malignant else "benign", *count(split[split["dx"] == code]))
-        for code, name, malignant in DIAGNOSES
+        (code, name, kinds[malignant], *count(split[split["dx"] == code]))
+        for code, name, malignant in info.diagnoses
     ]
     head = ("class", "name", "counted as", *SPLITS)
     return make_markdown_table(head, [*rows, ("all", "", "", *count(split))])
@@ -168,6 +188,8 @@ def _describe_audit(split: pd.DataFrame) -> str:
             f"{found.lesions_shared:,}; {pairs}: {len(found.pairs_across):,}. {', '.join(shares)}. "
             "The figures below are therefore too optimistic."
         )
+    if found.by_image:
+        return f"**{BY_IMAGE_NOTE}**"
     known = f"none of the {found.pairs_known:,} {pairs} is parted; there may be more such pairs"
     unknown = "whether one is there under two ids is not known"
     return (
@@ -225,12 +247,12 @@ def _describe_fitting(config: Config, history: pd.DataFrame) -> str:
     )
 
 
-def _describe_evaluation(metrics: dict[str, Any] | None, subgroups: Path) -> str:
+def _describe_evaluation(metrics: dict[str, Any] | None, info: DatasetInfo, subgroups: Path) -> str:
     if metrics is None:
         return "Not evaluated yet: run `python -m skinlesion evaluate --run RUN`."
     columns = {"single model": metrics["overall"]} | metrics.get("variants", {})
     columns.pop("single", None)  # is the first column
-    matrix = zip(LABEL_OF, metrics["confusion_matrix"], strict=True)
+    matrix = zip(info.labels, metrics["confusion_matrix"], strict=True)
     parts = [
         f"{metrics['n']:,} test images of {metrics['lesions']:,} lesions. In brackets, 95 % "
         f"intervals: percentiles of {metrics['n_bootstrap']:,} resamples of lesions (not images: "
@@ -238,7 +260,10 @@ def _describe_evaluation(metrics: dict[str, Any] | None, subgroups: Path) -> str
         "certainty: if all of n lesions are right, the true share may still be 1 - 3 / n.",
         make_markdown_table(
             ("figure", *columns),
-            [(label, *(x[name] for x in columns.values())) for name, label in OVERALL.items()],
+            [
+                (label, *(x[name] for x in columns.values()))
+                for name, label in _list_figures(info).items()
+            ],
         ),
         "### Each class",
         make_markdown_table(
@@ -246,12 +271,12 @@ def _describe_evaluation(metrics: dict[str, Any] | None, subgroups: Path) -> str
             [(code, *(x[name] for name in PER_CLASS)) for code, x in metrics["per_class"].items()],
         ),
         "Images of each true class (row) and predicted class (column):",
-        make_markdown_table(("", *LABEL_OF), [(code, *counts) for code, counts in matrix]),
+        make_markdown_table(("", *info.labels), [(code, *counts) for code, counts in matrix]),
         *_describe_calibration(metrics.get("calibration")),
-        *describe_decisions(metrics.get("decisions")),
-        *describe_cost_decision(metrics.get("cost_decision")),
+        *(describe_decisions(metrics.get("decisions"), info) if info.malignant else ()),
+        *describe_cost_decision(metrics.get("cost_decision"), info),
         "### Subgroups",
-        _describe_subgroups(subgroups, metrics["n_bootstrap"]),
+        describe_subgroups(subgroups, info, metrics["n_bootstrap"]),
     ]
     return "\n\n".join(parts)
 
@@ -260,6 +285,29 @@ def _describe_calibration(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return ["Operating points, calibration and prediction sets were not measured."]
     sets = found["prediction_sets"]
+    return [
+        *(_describe_operating_points(found) if found["operating_points"] else ()),
+        "### Calibration",
+        f"One temperature, {found['temperature']:.3f}, fitted on the validation images. Where "
+        "training had class weights, the share of each class among the training images is put "
+        "back, so that the probabilities hold for images in which each class is as frequent as "
+        "there. The prediction and the prediction sets give all classes the same weight. The "
+        "bootstrap overstates the calibration error: its intervals are a little too high.",
+        make_markdown_table(
+            ("figure", "before", "after"),
+            [
+                (OVERALL[name], found["before"][name], found["after"][name])
+                for name in found["before"]
+            ],
+        ),
+        f"**Prediction sets** should hold the true class of {sets['target_coverage']:.2f} of the "
+        f"images. They hold that of {format_cell(sets['coverage'])}, with "
+        f"{format_cell(sets['mean_size'])} classes on average; `metrics.json` has the share of "
+        "each class.",
+    ]
+
+
+def _describe_operating_points(found: Mapping[str, Any]) -> list[str]:
     names = ("sensitivity", "specificity", "PPV", "NPV")
     malignant = found["validation_malignant"]
     uncertain = " (few: the thresholds are uncertain)" if malignant < FEW_MALIGNANT else ""
@@ -279,57 +327,4 @@ def _describe_calibration(found: Mapping[str, Any] | None) -> list[str]:
                 for point in found["operating_points"]
             ],
         ),
-        "### Calibration",
-        f"One temperature, {found['temperature']:.3f}, fitted on the validation images. Where "
-        "training had class weights, the share of each class among the training images is put "
-        "back, so that the probabilities hold for images in which each class is as frequent as "
-        "there. The prediction and the prediction sets give all classes the same weight. The "
-        "bootstrap overstates the calibration error: its intervals are a little too high.",
-        make_markdown_table(
-            ("figure", "before", "after"),
-            [
-                (OVERALL[name], found["before"][name], found["after"][name])
-                for name in ("ece", "brier", "log_loss", "malignant_auc")
-            ],
-        ),
-        f"**Prediction sets** should hold the true class of {sets['target_coverage']:.2f} of the "
-        f"images. They hold that of {format_cell(sets['coverage'])}, with "
-        f"{format_cell(sets['mean_size'])} classes on average; `metrics.json` has the share of "
-        "each class.",
     ]
-
-
-def _describe_subgroups(csv: Path, n_bootstrap: int) -> str:
-    if not csv.is_file():
-        return "Not measured."
-    rows = []
-    groups = pd.read_csv(csv).groupby(["attribute", "subgroup"], sort=False)
-    for (attribute, subgroup), group in groups:
-        images, malignant, melanomas = group.iloc[0][["images", "malignant", "melanomas"]]
-        if images < SHOWN_FROM:
-            continue
-        figures = group.set_index("figure").to_dict("index")
-        row = [f"{ATTRIBUTES[attribute]}: {subgroup}".replace("_", " ")]
-        row += [images, malignant, melanomas]
-        for name, cases in (
-            ("balanced_accuracy", images),
-            ("malignant_auc", min(malignant, images - malignant)),
-            ("sensitivity_mel", melanomas),
-        ):
-            enough = (
-                cases >= LEAST_CASES and figures[name]["undefined_resamples"] <= n_bootstrap / 2
-            )
-            row.append(figures[name] if enough else "too few")
-        rows.append(row)
-    if not rows:
-        return f"No subgroup has {SHOWN_FROM} test images; `subgroups.csv` has them all."
-    head = (
-        *("subgroup", "images", "malignant", "melanomas", "balanced accuracy"),
-        *("AUC, malignant against benign", "sensitivity to melanoma"),
-    )
-    return (
-        f"Subgroups of at least {SHOWN_FROM} test images. Balanced accuracy is the mean over the "
-        "classes that a subgroup has: subgroups with different classes cannot be compared exactly. "
-        f'"Too few": fewer than {LEAST_CASES} images of a kind, or more than half of the resamples '
-        "lack one of the classes.\n\n" + make_markdown_table(head, rows)
-    )

@@ -1,6 +1,6 @@
 """Out-of-distribution (OOD) detection: does an image look like the training images?
 
-The network answers any picture with one of seven diagnoses. The detector measures how far the
+The network answers any picture with one of its diagnoses. The detector measures how far the
 picture is from the training images, in features of the network, and flags what is farther than 95 %
 of the validation images. It is fitted without any out-of-distribution image. docs/ood.md compares
 methods and says what is flagged.

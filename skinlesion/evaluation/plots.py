@@ -15,9 +15,9 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from skinlesion.data.split import SPLITS
-from skinlesion.diagnoses import CLASS_CODES, CLASS_NAMES, DIAGNOSES, LABEL_OF, SYNTHETIC_NOTE
+from skinlesion.diagnoses import SYNTHETIC_NOTE, DatasetInfo
 from skinlesion.evaluation.calibration import sum_malignant
-from skinlesion.evaluation.metrics import BINS, MALIGNANT, format_figure
+from skinlesion.evaluation.metrics import BINS, find_malignant, format_figure
 from skinlesion.files import write_atomically
 
 COLUMNS = 4
@@ -28,29 +28,28 @@ NO_EPOCHS = (
 )
 
 
-def plot_class_counts(split: pd.DataFrame, ax: Axes | None = None) -> Axes:
+def plot_class_counts(split: pd.DataFrame, info: DatasetInfo, ax: Axes | None = None) -> Axes:
     """Bars: images of each diagnosis in each split. `split` has the columns `dx` and `split`."""
-    ax = ax or _new_axes(7, 4)
-    sns.countplot(
-        split, y="dx", hue="split", order=list(CLASS_CODES), hue_order=list(SPLITS), ax=ax
-    )
+    ax = ax or _new_axes(7, 0.9 + 0.44 * len(info.labels))
+    sns.countplot(split, y="dx", hue="split", order=info.labels, hue_order=SPLITS, ax=ax)
     ax.set(xlabel="images", ylabel="", title="Images of each diagnosis")
-    ax.set_yticks(range(len(CLASS_CODES)), [f"{name} ({code})" for code, name, _ in DIAGNOSES])
+    ax.set_yticks(range(len(info.labels)), [f"{one.name} ({one.code})" for one in info.diagnoses])
     sns.move_legend(ax, "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
     return ax
 
 
 def plot_confusion_matrix(
-    matrix: np.ndarray, *, normalize: bool = False, ax: Axes | None = None
+    matrix: np.ndarray, labels: Sequence[str], *, normalize: bool = False, ax: Axes | None = None
 ) -> Axes:
-    """Heatmap of a confusion matrix, int (7, 7), rows true, columns predicted.
+    """Heatmap of a confusion matrix, int (classes, classes), rows true, columns predicted.
 
     Args:
         matrix: counts.
+        labels: code of each class.
         normalize: show each row as shares of its class, so that the diagonal is the sensitivity.
         ax: where to draw.
     """
-    ax = ax or _new_axes(6.4, 5.4)
+    ax = ax or _new_axes(max(6.4, 0.4 * len(labels) + 1), max(5.4, 0.4 * len(labels)))
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
     sns.heatmap(
@@ -64,8 +63,8 @@ def plot_confusion_matrix(
         square=True,
         cbar=normalize,
         cbar_kws={"label": "share of the true class"},
-        xticklabels=CLASS_CODES,
-        yticklabels=[f"{c} ({n})" for c, n in zip(CLASS_CODES, totals[:, 0], strict=True)],
+        xticklabels=labels,
+        yticklabels=[f"{c} ({n})" for c, n in zip(labels, totals[:, 0], strict=True)],
         ax=ax,
     )
     kind = "shares of each row" if normalize else "images"
@@ -74,11 +73,11 @@ def plot_confusion_matrix(
     return ax
 
 
-def plot_confusion_matrices(matrix: Any) -> Figure:
-    """Plot a confusion matrix twice: images, and shares of each row. Arguments: counts (7, 7)."""
+def plot_confusion_matrices(matrix: Any, labels: Sequence[str]) -> Figure:
+    """Plot a confusion matrix twice: images, and shares of each row; arguments as there."""
     figure, (upper, lower) = plt.subplots(2, 1, figsize=(6.4, 10.4), layout="constrained")
-    plot_confusion_matrix(np.asarray(matrix), ax=upper)
-    plot_confusion_matrix(np.asarray(matrix), normalize=True, ax=lower)
+    plot_confusion_matrix(np.asarray(matrix), labels, ax=upper)
+    plot_confusion_matrix(np.asarray(matrix), labels, normalize=True, ax=lower)
     return figure
 
 
@@ -114,10 +113,7 @@ def plot_images(
     colors: Sequence[str] | None = None,
     nothing: str = "no images",
 ) -> Figure:
-    """A grid of images, uint8 (height, width, 3) each, each with a title.
-
-    Without images, the figure says `nothing`.
-    """
+    """A grid of images, uint8 (height, width, 3), each with a title; without any, `nothing`."""
     if not len(images):
         figure, ax = plt.subplots(figsize=(2.0 * COLUMNS, 0.4))
         ax.axis("off")  # a notebook shows no figure without axes
@@ -136,39 +132,25 @@ def plot_images(
     return figure
 
 
-def plot_sample_predictions(
-    images: Sequence[np.ndarray], y_true: np.ndarray, y_pred: np.ndarray, confidence: np.ndarray
-) -> Figure:
-    """A grid of images titled with the true and the predicted class, green when right, else red.
-
-    Args:
-        images: n images, uint8 (height, width, 3).
-        y_true: int (n,).
-        y_pred: int (n,).
-        confidence: float (n,), shown beside the predicted class.
-    """
-    pairs = list(zip(y_true, y_pred, confidence, strict=True))
-    return plot_images(
-        images,
-        [f"true {CLASS_CODES[t]}\npredicted {CLASS_CODES[p]} {share:.0%}" for t, p, share in pairs],
-        colors=["green" if true == pred else "red" for true, pred, _ in pairs],
-    )
-
-
 def plot_roc_curves(
-    y_true: np.ndarray, y_prob: np.ndarray, metrics: Mapping[str, Any], ax: Axes | None = None
+    y_true: np.ndarray,
+    y_prob: np.ndarray,
+    metrics: Mapping[str, Any],
+    info: DatasetInfo,
+    ax: Axes | None = None,
 ) -> Axes:
     """ROC curve of each class against the rest, and of malignant against benign, with AUC.
 
     Args:
         y_true: int (n,).
-        y_prob: float (n, 7).
+        y_prob: float (n, classes).
         metrics: of the same images, from `metrics.compute_metrics`.
+        info: of the dataset.
         ax: where to draw.
     """
     ax = ax or _new_axes(5.6, 5.2)
     ax.plot([0, 1], [0, 1], color="lightgray", linestyle="--")
-    for truth, score, style in _against_the_rest(y_true, y_prob, metrics, "auc"):
+    for truth, score, style in _list_curves(y_true, y_prob, metrics, info, "auc"):
         ax.plot(*roc_curve(truth, score)[:2], **style)
     ax.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC, one class against the rest")
     ax.legend(fontsize=7, loc="lower right", title="AUC, 95 % interval", title_fontsize=7)
@@ -176,11 +158,15 @@ def plot_roc_curves(
 
 
 def plot_precision_recall_curves(
-    y_true: np.ndarray, y_prob: np.ndarray, metrics: Mapping[str, Any], ax: Axes | None = None
+    y_true: np.ndarray,
+    y_prob: np.ndarray,
+    metrics: Mapping[str, Any],
+    info: DatasetInfo,
+    ax: Axes | None = None,
 ) -> Axes:
     """Precision-recall curves, with average precision. Arguments: `plot_roc_curves`."""
     ax = ax or _new_axes(7.6, 5.2)
-    for truth, score, style in _against_the_rest(y_true, y_prob, metrics, "average_precision"):
+    for truth, score, style in _list_curves(y_true, y_prob, metrics, info, "average_precision"):
         precision, recall, _ = precision_recall_curve(truth, score)
         ax.plot(recall, precision, drawstyle="steps-post", **style)
     ax.set(xlabel="sensitivity (recall)", ylabel="PPV (precision)", ylim=(0, 1.03))
@@ -197,7 +183,7 @@ def plot_reliability(
 
     Args:
         y_true: int (n,).
-        y_probs: name to float (n, 7), such as before and after calibration.
+        y_probs: name to float (n, classes), such as before and after calibration.
         ax: where to draw.
     """
     ax = ax or _new_axes(5.2, 5)
@@ -226,7 +212,8 @@ def plot_risk_coverage(rows: Sequence[Mapping[str, Any]], ax: Axes | None = None
     coverage = [row["coverage"] for row in rows]
     names = {"error": "wrong predictions", "missed": "malignant images predicted as benign"}
     for name, label in names.items():
-        _plot_with_band(ax, coverage, [row[name] for row in rows], label)
+        if name in rows[0]:  # `missed` only if the dataset says which classes are malignant
+            _plot_with_band(ax, coverage, [row[name] for row in rows], label)
     ax.set(
         xlabel="images predicted; the rest is left to a doctor",
         ylabel="share",
@@ -283,11 +270,10 @@ def plot_forest(
 
 
 def plot_probabilities(probabilities: dict[str, float], ax: Axes | None = None) -> Axes:
-    """Bars: the confidence of all seven classes for one image."""
-    ax = ax or _new_axes(6, 2.8)
-    codes = sorted(probabilities, key=probabilities.__getitem__, reverse=True)
-    names = [CLASS_NAMES[LABEL_OF[code]] for code in codes]
-    bars = ax.barh(names, [probabilities[code] for code in codes])
+    """Bars: the confidence of all classes for one image, by their names, the highest on top."""
+    ax = ax or _new_axes(6, 0.7 + 0.3 * len(probabilities))
+    names = sorted(probabilities, key=probabilities.__getitem__, reverse=True)
+    bars = ax.barh(names, [probabilities[name] for name in names])
     ax.bar_label(bars, fmt="{:.1%}", padding=3)
     ax.invert_yaxis()
     ax.set(xlim=(0, 1), xlabel="confidence", ylabel="")
@@ -323,17 +309,23 @@ def _plot_with_band(
     ax.fill_between(x, low, high, alpha=0.15)
 
 
-def _against_the_rest(
-    y_true: np.ndarray, y_prob: np.ndarray, metrics: Mapping[str, Any], figure: str
+def _list_curves(
+    y_true: np.ndarray,
+    y_prob: np.ndarray,
+    metrics: Mapping[str, Any],
+    info: DatasetInfo,
+    figure: str,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
     """Truth, score and style of each class that has cases, and of malignant against benign."""
     curves = [
         (code, y_true == c, y_prob[:, c], metrics["per_class"][code][figure])
-        for c, code in enumerate(CLASS_CODES)
+        for c, code in enumerate(info.labels)
     ]
-    overall = metrics["overall"][f"malignant_{figure}"]
-    curves.append(("malignant", MALIGNANT[y_true], sum_malignant(y_prob), overall))
-    for name, truth, score, row in curves:
-        style = {"linewidth": 2.5, "color": "black"} if name == "malignant" else {"linewidth": 1.2}
+    if (malignant := find_malignant(info)) is not None:
+        overall = metrics["overall"][f"malignant_{figure}"]
+        curves.append(("malignant", malignant[y_true], sum_malignant(y_prob, malignant), overall))
+    for number, (name, truth, score, row) in enumerate(curves):
+        is_last = number == len(info.labels)  # malignant, which a class may be called too
+        style = {"linewidth": 2.5, "color": "black"} if is_last else {"linewidth": 1.2}
         if 0 < truth.sum() < len(y_true):
             yield truth, score, style | {"label": f"{name} {format_figure(row)}"}

@@ -1,6 +1,6 @@
 """From predictions to the folder `evaluation/`: metrics.json, tables and figures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
-from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
+from skinlesion.data.forms import is_by_image
+from skinlesion.diagnoses import BY_IMAGE_NOTE, SYNTHETIC_NOTE, DatasetInfo
 from skinlesion.evaluation import plots
 from skinlesion.evaluation.bootstrap import draw_weights
 from skinlesion.evaluation.calibration import FEW_MALIGNANT, Calibration
@@ -23,16 +24,12 @@ from skinlesion.evaluation.examples import draw_mistakes, draw_samples, name_pre
 from skinlesion.evaluation.metrics import (
     compute_classification_report,
     compute_metrics,
-    compute_subgroups,
     format_figure,
     list_figures,
 )
+from skinlesion.evaluation.subgroups import ATTRIBUTES, SHOWN_FROM, compute_subgroups
 from skinlesion.files import without_nan, write_csv, write_json, write_text
 
-SHOWN_FROM = 20
-"""Test images that a subgroup needs to be shown; `subgroups.csv` has all."""
-ATTRIBUTES = {"sex": "sex", "age": "age", "localization": "site", "dx_type": "diagnosed by"}
-"""Columns of the metadata with subgroups, and what readers see."""
 OVERALL = {
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
@@ -49,10 +46,10 @@ def write_report(
     out: Path,
     rows: pd.DataFrame,
     y_prob: np.ndarray,
+    info: DatasetInfo,
     *,
     calibration: Calibration | None = None,
     variants: Mapping[str, np.ndarray] | None = None,
-    synthetic: bool = False,
     seed: int = 42,
     extra: Mapping[str, Any] | None = None,
     figures: Mapping[str, Figure | SubFigure] | None = None,
@@ -66,9 +63,9 @@ def write_report(
         out: folder to fill.
         rows: n images: `label`; if known `lesion_id`, `path` and the columns of `ATTRIBUTES`.
         y_prob: float (n, classes), uncalibrated.
+        info: of the dataset.
         calibration: fitted on validation; what needs it is left out without it.
         variants: other predictions for the same images, by name.
-        synthetic: whether the images are the synthetic sample's.
         seed: of the choice of sample predictions.
         extra: more entries for `metrics.json`.
         figures: more plots to save, by name.
@@ -80,21 +77,26 @@ def write_report(
     """
     (out / "metrics.json").unlink(missing_ok=True)  # of an earlier call, with other files
     y_true, groups = rows["label"].to_numpy(), rows.get("lesion_id", rows.index).to_numpy()
-    metrics = compute_metrics(y_true, y_prob, groups=groups) | {"synthetic": synthetic}
-    drawn = _draw_curves(y_true, y_prob, metrics) | dict(figures or {})
-    drawn |= _report_calibration(out, y_true, y_prob, calibration, groups, metrics)
-    drawn |= _report_decisions(out, y_true, y_prob, calibration, groups, metrics)
-    _report_variants(out, y_true, variants or {}, groups, metrics)
-    drawn |= _report_subgroups(out, y_true, y_prob, rows, metrics)
-    drawn |= _draw_examples(rows, y_prob, calibration, seed)
-    _write_tables(out, y_true, y_prob, metrics)
-    _save_figures(out, drawn, synthetic)
+    metrics = compute_metrics(y_true, y_prob, info, groups=groups) | _describe_data(rows, info)
+    drawn = _draw_curves(y_true, y_prob, metrics, info) | dict(figures or {})
+    drawn |= _report_calibration(out, y_true, y_prob, calibration, info, groups, metrics)
+    drawn |= _report_decisions(out, y_true, y_prob, calibration, info, groups, metrics)
+    _report_variants(out, y_true, variants or {}, info, groups, metrics)
+    drawn |= _report_subgroups(out, y_true, y_prob, rows, info, metrics)
+    drawn |= _draw_examples(rows, y_prob, calibration, info.labels, seed)
+    _write_tables(out, y_true, y_prob, metrics, info)
+    _save_figures(out, drawn, info.synthetic)
     metrics |= extra or {}
     for name, text in (make_pages(without_nan(metrics)) if make_pages else {}).items():
         write_text(out / name, text)
     # Written last: where metrics.json is, everything else is.
     write_json(out / "metrics.json", metrics)
     return metrics
+
+
+def _describe_data(rows: pd.DataFrame, info: DatasetInfo) -> dict[str, bool]:
+    by_image = "lesion_id" in rows and is_by_image(rows)
+    return {"synthetic": info.synthetic} | ({"split_by_image": True} if by_image else {})
 
 
 def _save_figures(out: Path, drawn: Drawn, synthetic: bool) -> None:
@@ -109,6 +111,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
     rows = {
         label: [format_figure(column[name]) for column in columns.values()]
         for name, label in OVERALL.items()
+        if name in metrics["overall"]
     }
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))
 
@@ -130,15 +133,19 @@ def prediction_sets_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
     return tabulate_prediction_sets(metrics["calibration"])
 
 
-def describe_metrics(metrics: Mapping[str, Any]) -> str:
+def describe_metrics(metrics: Mapping[str, Any], info: DatasetInfo) -> str:
     """The main figures in a few lines for the terminal."""
     overall = metrics["overall"]
     lines = [
         f"{metrics['n']:,} images of {metrics['lesions']:,} lesions; in brackets 95 % intervals",
         f"balanced accuracy {format_figure(overall['balanced_accuracy'])}, "
         f"macro AUC {format_figure(overall['macro_auc'])}",
-        "sensitivity to melanoma " + format_figure(metrics["per_class"]["mel"]["sensitivity"]),
     ]
+    if info.focus:
+        sensitivity = format_figure(metrics["per_class"][info.focus]["sensitivity"])
+        lines.append(f"sensitivity to {info.focus_name} {sensitivity}")
+    if metrics.get("split_by_image"):
+        lines.append(BY_IMAGE_NOTE)
     if metrics["synthetic"]:
         lines.append(SYNTHETIC_NOTE)
     calibration = metrics.get("calibration", {})
@@ -148,7 +155,7 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
             f"sensitivity {format_figure(point['sensitivity'])}, "
             f"specificity {format_figure(point['specificity'])}"
         )
-    if calibration and calibration["validation_malignant"] < FEW_MALIGNANT:
+    if info.malignant and calibration and calibration["validation_malignant"] < FEW_MALIGNANT:
         lines.append(
             "these thresholds are uncertain: they rest on "
             f"{calibration['validation_malignant']} malignant validation images"
@@ -181,13 +188,16 @@ def _report_calibration(
     y_true: np.ndarray,
     y_prob: np.ndarray,
     calibration: Calibration | None,
+    info: DatasetInfo,
     groups: np.ndarray,
     metrics: dict[str, Any],
 ) -> Drawn:
     if calibration is None:
         return {}
     weights, _ = draw_weights(len(y_true), groups)
-    measured = compute_calibration(y_true, y_prob, calibration, groups=groups, weights=weights)
+    measured = compute_calibration(
+        y_true, y_prob, calibration, info, groups=groups, weights=weights
+    )
     metrics["calibration"] = measured
     selective = list(measured["selective_prediction"])
     write_csv(out / "risk_coverage.csv", pd.json_normalize(selective, sep="_"))
@@ -197,7 +207,8 @@ def _report_calibration(
         for name, row in point.items()
         if isinstance(row, dict)
     ]
-    write_csv(out / "operating_points.csv", pd.DataFrame(points))
+    if points:
+        write_csv(out / "operating_points.csv", pd.DataFrame(points))
     calibrated = calibration.apply(y_prob)
     stages = {"before calibration": y_prob, "after calibration": calibrated}
     return {
@@ -211,19 +222,22 @@ def _report_decisions(
     y_true: np.ndarray,
     y_prob: np.ndarray,
     calibration: Calibration | None,
+    info: DatasetInfo,
     groups: np.ndarray,
     metrics: dict[str, Any],
 ) -> Drawn:
     weights, _ = draw_weights(len(y_true), groups)
     by_ratio, calibrated = y_prob.argmax(axis=1), _calibrate(y_prob, calibration)
-    found = metrics["decisions"] = compute_decisions(y_true, calibrated, weights)
-    write_csv(out / "decision_curve.csv", pd.json_normalize(found["curve"], sep="_"))
-    write_csv(out / "fixed_points.csv", pd.DataFrame(found["fixed_points"]))
+    drawn: Drawn = {}
+    if info.malignant is not None:
+        found = metrics["decisions"] = compute_decisions(y_true, calibrated, weights, info)
+        write_csv(out / "decision_curve.csv", pd.json_normalize(found["curve"], sep="_"))
+        write_csv(out / "fixed_points.csv", pd.DataFrame(found["fixed_points"]))
+        drawn["decision_curve"] = plots.plot_decision_curve(found["curve"]).figure
     (out / "cost_decision.csv").unlink(missing_ok=True)  # of an earlier rule
     if calibration and calibration.costs:
-        paid = compute_cost_decision(
-            y_true, calibrated, calibration.costs, by_ratio=by_ratio, groups=groups, weights=weights
-        )
+        options: dict[str, Any] = {"by_ratio": by_ratio, "groups": groups, "weights": weights}
+        paid = compute_cost_decision(y_true, calibrated, calibration.costs, info, **options)
         metrics["cost_decision"] = paid
         rows = [
             {"rule": rule, "figure": name} | figure
@@ -231,20 +245,21 @@ def _report_decisions(
             for name, figure in figures.items()
         ]
         write_csv(out / "cost_decision.csv", pd.DataFrame(rows))
-    return {"decision_curve": plots.plot_decision_curve(found["curve"]).figure}
+    return drawn
 
 
 def _report_variants(
     out: Path,
     y_true: np.ndarray,
     variants: Mapping[str, np.ndarray],
+    info: DatasetInfo,
     groups: np.ndarray,
     metrics: dict[str, Any],
 ) -> None:
     if not variants:
         return
     metrics["variants"] = {
-        name: compute_metrics(y_true, other, groups=groups)["overall"]
+        name: compute_metrics(y_true, other, info, groups=groups)["overall"]
         for name, other in variants.items()
     }
     rows = [
@@ -260,11 +275,15 @@ def _report_subgroups(
     y_true: np.ndarray,
     y_prob: np.ndarray,
     rows: pd.DataFrame,
+    info: DatasetInfo,
     metrics: Mapping[str, Any],
 ) -> Drawn:
-    subgroups = compute_subgroups(y_true, y_prob, rows) if "lesion_id" in rows else pd.DataFrame()
-    if not len(subgroups):
+    if "lesion_id" not in rows:
         return {}
+    subgroups = compute_subgroups(y_true, y_prob, rows, info)
+    if not len(subgroups):
+        nothing = f"No subgroups: the dataset has no {', '.join(ATTRIBUTES.values())}."
+        return {"subgroups": plots.plot_images([], [], nothing=nothing)}
     write_csv(out / "subgroups.csv", subgroups)
     shown = subgroups[subgroups["figure"] == "balanced_accuracy"]
     # A figure of a few images says nothing; but a small test set has no other subgroups.
@@ -274,8 +293,9 @@ def _report_subgroups(
         shown["attribute"].map(ATTRIBUTES)
         + ": "
         + shown["subgroup"]
-        + shown["images"].map(" ({:,} images, ".format)
-        + shown["malignant"].map("{:,} malignant)".format)
+        + shown["images"].map(" ({:,} images".format)
+        + (shown["malignant"].map(", {:,} malignant".format) if info.malignant else "")
+        + ")"
     )
     title = f"Balanced accuracy, subgroups of at least {least} images"
     overall = metrics["overall"]["balanced_accuracy"]["value"]
@@ -285,14 +305,18 @@ def _report_subgroups(
 
 
 def _draw_examples(
-    rows: pd.DataFrame, y_prob: np.ndarray, calibration: Calibration | None, seed: int
+    rows: pd.DataFrame,
+    y_prob: np.ndarray,
+    calibration: Calibration | None,
+    labels: Sequence[str],
+    seed: int,
 ) -> Drawn:
     if "path" not in rows:
         return {}
     shown = name_predictions(rows, y_prob, _calibrate(y_prob, calibration))
-    drawn: Drawn = {"sample_predictions": draw_samples(shown, seed=seed)}
+    drawn: Drawn = {"sample_predictions": draw_samples(shown, labels, seed=seed)}
     if (shown["predicted"] != shown["label"]).any():
-        drawn["confident_mistakes"] = draw_mistakes(shown)
+        drawn["confident_mistakes"] = draw_mistakes(shown, labels)
     return drawn
 
 
@@ -300,22 +324,25 @@ def _calibrate(y_prob: np.ndarray, calibration: Calibration | None) -> np.ndarra
     return calibration.apply(y_prob) if calibration else y_prob
 
 
-def _draw_curves(y_true: np.ndarray, y_prob: np.ndarray, metrics: Mapping[str, Any]) -> Drawn:
+def _draw_curves(
+    y_true: np.ndarray, y_prob: np.ndarray, metrics: Mapping[str, Any], info: DatasetInfo
+) -> Drawn:
     matrix = np.asarray(metrics["confusion_matrix"])
-    recall = plots.plot_precision_recall_curves(y_true, y_prob, metrics)
+    shares = plots.plot_confusion_matrix(matrix, info.labels, normalize=True)
+    recall = plots.plot_precision_recall_curves(y_true, y_prob, metrics, info)
     return {
-        "confusion_matrix": plots.plot_confusion_matrix(matrix).figure,
-        "confusion_matrix_normalized": plots.plot_confusion_matrix(matrix, normalize=True).figure,
-        "roc_curves": plots.plot_roc_curves(y_true, y_prob, metrics).figure,
+        "confusion_matrix": plots.plot_confusion_matrix(matrix, info.labels).figure,
+        "confusion_matrix_normalized": shares.figure,
+        "roc_curves": plots.plot_roc_curves(y_true, y_prob, metrics, info).figure,
         "precision_recall_curves": recall.figure,
     }
 
 
 def _write_tables(
-    out: Path, y_true: np.ndarray, y_prob: np.ndarray, metrics: dict[str, Any]
+    out: Path, y_true: np.ndarray, y_prob: np.ndarray, metrics: dict[str, Any], info: DatasetInfo
 ) -> None:
-    report = compute_classification_report(y_true, y_prob.argmax(axis=1))
-    codes = list(CLASS_CODES)
+    report = compute_classification_report(y_true, y_prob.argmax(axis=1), info)
+    codes = list(info.labels)
     matrix = pd.DataFrame(metrics["confusion_matrix"], index=codes, columns=codes)
     write_csv(out / "classification_report.csv", report, index=True)
     write_csv(out / "confusion_matrix.csv", matrix, index=True)

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from skinlesion.data.isic_csv import read_isic_for, read_truth
-from skinlesion.data.metadata import read_metadata
-from skinlesion.diagnoses import LABEL_OF
+from skinlesion.data.forms import read_rows
+from skinlesion.data.isic_csv import describe_columns, read_isic_for, read_truth
+from skinlesion.diagnoses import DatasetInfo
 from skinlesion.evaluation.report import describe_metrics, write_report
 from skinlesion.files import InputError, name_some
 from skinlesion.machine import say
@@ -26,14 +26,15 @@ def score(
         predictions: CSV file in ISIC form.
         truth: the same form, one 1.0 in each row.
         out: folder to fill.
-        metadata: CSV file with HAM10000's columns, for lesions and subgroups; without it every
-            image counts as a lesion of its own.
+        metadata: CSV file with the columns of a dataset, for lesions and subgroups; without it
+            every image counts as a lesion of its own.
 
     Raises:
         InputError: rows that are missing, extra, doubled or out of range, by name.
     """
-    rows = read_truth_rows(truth, metadata)
-    y_prob = read_isic_for(predictions, list(rows["image_id"]))
+    info = describe_columns(truth)
+    rows = read_truth_rows(truth, info, metadata)
+    y_prob = read_isic_for(predictions, list(rows["image_id"]), info)
     others = int((np.abs(y_prob.sum(axis=1) - 1) > SUM_TOLERANCE).sum())
     if others:
         say(
@@ -42,28 +43,30 @@ def score(
         )
     if metadata is None:
         say("score: without --metadata, every image counts as a lesion of its own")
-    metrics = write_report(out, rows, y_prob)
-    say_results(metrics, out, step="score")
+    metrics = write_report(out, rows, y_prob, info)
+    say_results(metrics, info, out, step="score")
     return metrics
 
 
-def read_truth_rows(truth: Path, metadata: Path | None) -> pd.DataFrame:
+def read_truth_rows(truth: Path, info: DatasetInfo, metadata: Path | None) -> pd.DataFrame:
     """`image_id` and `label` of a truth file, joined to the metadata if there is one."""
-    names, labels = read_truth(truth)
+    names, labels = read_truth(truth, info)
     rows = pd.DataFrame({"image_id": names, "label": labels})
     if metadata is None:
         return rows
-    joined = rows.merge(read_metadata(metadata), on="image_id", how="left")
+    joined = rows.merge(read_rows(metadata), on="image_id", how="left")
     absent = joined.loc[joined["lesion_id"].isna(), "image_id"].tolist()
     if absent:
         raise InputError(f"{metadata}: has no row for {name_some(absent)} of {truth.name}")
-    unequal = joined.loc[joined["dx"].map(LABEL_OF) != joined["label"], "image_id"].tolist()
+    unequal = joined.loc[joined["dx"].map(info.label_of) != joined["label"], "image_id"].tolist()
     if unequal:
         raise InputError(f"{metadata} and {truth}: different diagnoses for {name_some(unequal)}")
     return joined
 
 
-def say_results(metrics: dict[str, Any], out: Path, *, step: str = "evaluate") -> None:
+def say_results(
+    metrics: dict[str, Any], info: DatasetInfo, out: Path, *, step: str = "evaluate"
+) -> None:
     """Print the main figures and where the others are."""
-    say(describe_metrics(metrics))
+    say(describe_metrics(metrics, info))
     say(f"{step}: figures and tables in {out}")

@@ -18,21 +18,22 @@ import pandas as pd
 import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageFilter
 
-from skinlesion.data.ham10000 import find_dataset
+from skinlesion.data.dataset import find_dataset
 from skinlesion.data.images import RESAMPLING, open_upright
 from skinlesion.data.isic_csv import read_isic_for, write_isic
 from skinlesion.data.split import join_split
-from skinlesion.diagnoses import LABEL_OF
+from skinlesion.diagnoses import DatasetInfo
 from skinlesion.evaluation.bootstrap import Figure, draw_weights, summarise
-from skinlesion.evaluation.metrics import compute_figures, compute_subgroups
+from skinlesion.evaluation.metrics import compute_figures
+from skinlesion.evaluation.subgroups import compute_subgroups
 from skinlesion.files import InputError
 from skinlesion.machine import progress_bar, say
 from skinlesion.model.predictor import Predictor
 from skinlesion.model.run import Run
 
 PARTS = ("validation", "test")
-FIGURES = ("balanced_accuracy", "macro_auc", "sensitivity_mel")
-"""What is measured under each shift."""
+FIGURES = ("balanced_accuracy", "macro_auc")
+"""What is measured under each shift, beside the sensitivity to the class `info.focus`."""
 NONE, MEAN = "none", "mean"
 """Names in the table: the images as they are, and the mean over all shifts."""
 SUBGROUPS = ["localization", "dx_type"]
@@ -160,10 +161,10 @@ def evaluate_shifts(
     table = run.load_dataset(find_dataset(data or run.dataset))
     rows = join_split(table, split).query("split == @on").reset_index(drop=True)
     y_prob = run.read_predictions(on, list(rows["image_id"]))
-    shifts = compute_shifts(rows, {NONE: y_prob} | predict_shifts(run, rows, on))
-    described = rows[["lesion_id", *SUBGROUPS]]
-    subgroups = compute_subgroups(rows["label"].to_numpy(), y_prob, described)
-    return pd.concat([shifts, subgroups[shifts.columns]], ignore_index=True)
+    shifts = compute_shifts(rows, {NONE: y_prob} | predict_shifts(run, rows, on), run.info)
+    described = rows[["lesion_id", *(name for name in SUBGROUPS if name in rows)]]
+    subgroups = compute_subgroups(rows["label"].to_numpy(), y_prob, described, run.info)
+    return pd.concat([shifts, subgroups.filter(shifts.columns)], ignore_index=True)
 
 
 def has_shifts(run: Run, part: str) -> bool:
@@ -189,8 +190,11 @@ def predict_shifts(run: Run, rows: pd.DataFrame, part: str) -> dict[str, np.ndar
         predictor = Predictor.load(run)
         for name in progress_bar(missing, "shifts", len(missing), unit="shifts"):
             y_prob = predict_shifted(predictor, list(rows["path"]), SHIFTS[name])
-            write_isic(_predictions_path(run, part, name), image_ids, y_prob)
-    return {name: read_isic_for(_predictions_path(run, part, name), image_ids) for name in SHIFTS}
+            write_isic(_predictions_path(run, part, name), image_ids, y_prob, run.info)
+    return {
+        name: read_isic_for(_predictions_path(run, part, name), image_ids, run.info)
+        for name in SHIFTS
+    }
 
 
 def predict_shifted(predictor: Predictor, paths: list[Path], shift: Shift) -> np.ndarray:
@@ -221,7 +225,9 @@ def predict_shifted(predictor: Predictor, paths: list[Path], shift: Shift) -> np
     return np.concatenate(parts)
 
 
-def compute_shifts(rows: pd.DataFrame, predictions: Mapping[str, np.ndarray]) -> pd.DataFrame:
+def compute_shifts(
+    rows: pd.DataFrame, predictions: Mapping[str, np.ndarray], info: DatasetInfo
+) -> pd.DataFrame:
     """Compute the figures of each set of predictions, and their means over the shifts.
 
     The same resamples of lesions are used under all shifts, so the means have intervals too.
@@ -229,6 +235,7 @@ def compute_shifts(rows: pd.DataFrame, predictions: Mapping[str, np.ndarray]) ->
     Args:
         rows: `label` and `lesion_id` of n images.
         predictions: name to float (n, classes); `none` is not part of the means.
+        info: of the dataset.
 
     Returns:
         As `evaluate_shifts`, the rows of `shift`.
@@ -236,11 +243,15 @@ def compute_shifts(rows: pd.DataFrame, predictions: Mapping[str, np.ndarray]) ->
     weights, _ = draw_weights(len(rows), rows["lesion_id"].to_numpy())
     values: dict[str, dict[str, np.ndarray]] = {}
     for name, y_prob in predictions.items():
-        overall, per_class = compute_figures(rows["label"].to_numpy(), y_prob, weights)
-        overall["sensitivity_mel"] = per_class["sensitivity"][:, LABEL_OF["mel"]]
+        overall, per_class = compute_figures(rows["label"].to_numpy(), y_prob, weights, info)
         values[name] = {figure: overall[figure] for figure in FIGURES}
+        if info.focus:
+            of_focus = per_class["sensitivity"][:, info.label_of[info.focus]]
+            values[name][f"sensitivity_{info.focus}"] = of_focus
     shifted = [found for name, found in values.items() if name != NONE]
-    values[MEAN] = {name: np.mean([found[name] for found in shifted], axis=0) for name in FIGURES}
+    values[MEAN] = {
+        name: np.mean([found[name] for found in shifted], axis=0) for name in shifted[0]
+    }
     return pd.DataFrame(
         [
             {"attribute": "shift", "subgroup": name, "images": len(rows), "figure": figure}
@@ -265,7 +276,7 @@ def summarise_shifts(table: pd.DataFrame) -> dict[str, Any]:
         for name, found in shifts.groupby("subgroup", sort=False)
     }
     worst = {}
-    for figure in FIGURES:
+    for figure in figures[NONE]:
         values = pd.Series({name: figures[name][figure]["value"] for name in SHIFTS})
         worst[figure] = None if values.isna().any() else str(values.idxmin())
     return {"figures": figures, "worst": worst}

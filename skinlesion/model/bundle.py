@@ -4,6 +4,7 @@ A checksum shows damage only. Whoever edits a file can write a new checksum, so 
 checked as well.
 """
 
+import hashlib
 import json
 import re
 import zipfile
@@ -14,7 +15,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from skinlesion.config import Pixels, Resize
-from skinlesion.diagnoses import CLASS_CODES
+from skinlesion.data.ham10000 import HAM10000
+from skinlesion.diagnoses import DatasetInfo
 from skinlesion.files import InputError, name_some, read_json
 
 MODEL_NAME, INFO_NAME, SUMS_NAME = "model.keras", "bundle.json", "SHA256SUMS"
@@ -38,33 +40,30 @@ MODULES = r"keras(\.layers|\.initializers|\.regularizers|\.src\.(ops\.\w+|models
 """Where the classes of a network may come from. Of these, only `Lambda` runs code of the file."""
 
 
-class ModelInfo(BaseModel):
+class ModelInfo(DatasetInfo):
     """What prediction has to know beside the network, as `bundle.json` holds it.
 
+    The description of the dataset belongs to it: `labels` are the outputs of the network, in order.
+
     Attributes:
-        labels: the `dx` code of each output of the network, in order.
         image_size: (height, width) of the input in pixels.
         resize: filter that brings images to that size.
         recipe: name of the recipe.
-        synthetic: whether the model was trained on the synthetic sample.
         calibration: what `calibrate` fitted, as JSON-ready values; None before that.
             `evaluation.calibration.Calibration` checks them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    labels: tuple[str, ...]
     image_size: tuple[Pixels, Pixels]
     resize: Resize
     recipe: Annotated[str, Field(pattern=r"^[\w-]{1,40}$")]
-    synthetic: bool
     calibration: dict[str, Any] | None = None
 
 
-class _Dataset(BaseModel):
+class _Dataset(DatasetInfo):
+    model_config = ConfigDict(extra="ignore")
+
     fingerprint: str
     folder: str
-    synthetic: bool
 
 
 class _Weights(BaseModel):
@@ -100,8 +99,9 @@ def read_description(path: Path) -> dict[str, Any]:
     """
     described = read_json(path)
     try:
-        _Description.model_validate(described)
-    except ValidationError as error:
+        described["dataset"] = complete_description(described["dataset"])
+        _Description.model_validate_json(json.dumps(described))
+    except (KeyError, TypeError, ValidationError) as error:
         raise InputError(f"{path}: holds no settings of a run ({describe(error)})") from error
     return described
 
@@ -110,15 +110,20 @@ def read_info(path: Path) -> ModelInfo:
     """Read `bundle.json`.
 
     Raises:
-        InputError: a value is missing, unknown or impossible, or it was made for other labels.
+        InputError: a value is missing, unknown or impossible.
     """
     try:
-        info = ModelInfo.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        values = complete_description(json.loads(path.read_bytes()))
+        return ModelInfo.model_validate_json(json.dumps(values))
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: of JSON and of pydantic
         raise InputError(f"{path}: does not fit this version ({describe(error)})") from error
-    if info.labels != CLASS_CODES:
-        raise InputError(f"{path}: made for labels {info.labels}, not {CLASS_CODES}")
-    return info
+
+
+def complete_description(values: Any) -> Any:
+    """Add the description of HAM10000, which files lack that were written when it had none."""
+    if not isinstance(values, dict) or "names" in values:
+        return values
+    return HAM10000.model_dump(mode="json") | values
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -174,7 +179,7 @@ def read_network(path: Path, info: ModelInfo) -> Any:
             f"{path}: Keras {keras.__version__} cannot read it ({describe(error)}); install the "
             "Keras that it was trained with, or copy the model again"
         ) from error
-    require_classifier(model, info.image_size, str(path))
+    require_classifier(model, info.image_size, len(info.labels), str(path))
     return model
 
 
@@ -209,12 +214,15 @@ def _require_plain(path: Path) -> None:
         json.loads(archive.read("config.json"), object_hook=check)
 
 
-def require_classifier(model: Any, image_size: tuple[int, int], name: str) -> None:
+def require_classifier(
+    model: Any, image_size: tuple[int, int], num_classes: int, name: str
+) -> None:
     """Check that a network has the parts and sizes that prediction relies on.
 
     Args:
         model: the classifier, or an ensemble: then each member is checked.
         image_size: (height, width) that it must take.
+        num_classes: number of probabilities that it must give.
         name: of the network, for the message.
 
     Raises:
@@ -223,10 +231,10 @@ def require_classifier(model: Any, image_size: tuple[int, int], name: str) -> No
     from skinlesion.model.ensemble import find_members
 
     for member in find_members(model):
-        _require_parts(member, image_size, name)
+        _require_parts(member, image_size, num_classes, name)
 
 
-def _require_parts(model: Any, image_size: tuple[int, int], name: str) -> None:
+def _require_parts(model: Any, image_size: tuple[int, int], num_classes: int, name: str) -> None:
     """`require_classifier` for one classifier."""
     from skinlesion.model.resnet50 import PARTS, STAGE_OUTPUTS
 
@@ -234,7 +242,7 @@ def _require_parts(model: Any, image_size: tuple[int, int], name: str) -> None:
     if names != list(PARTS):
         raise InputError(f"{name}: its parts must be {', '.join(PARTS)}, not {', '.join(names)}")
     sizes = (model.input_shape, model.output_shape)
-    expected = ((None, *image_size, 3), (None, len(CLASS_CODES)))
+    expected = ((None, *image_size, 3), (None, num_classes))
     if sizes != expected:
         raise InputError(f"{name}: must take and give arrays of shapes {expected}, not {sizes}")
     last = [getattr(model.get_layer(name), "layers", [])[-1:] for name in PARTS[1:]]
@@ -255,3 +263,16 @@ def describe(error: Exception) -> str:
         )
     lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__
+
+
+def compute_sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_sums(folder: Path) -> None:
+    """Write the SHA-256 of each file of a saved model beside them."""
+    names = sorted(path.name for path in folder.iterdir())
+    lines = [f"{compute_sha256(folder / name)}  {name}\n" for name in names]
+    (folder / SUMS_NAME).write_text("".join(lines))

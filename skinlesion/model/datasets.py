@@ -2,7 +2,7 @@
 
 import random
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +11,16 @@ import tensorflow as tf
 from sklearn.utils.class_weight import compute_class_weight
 
 from skinlesion.config import Config
-from skinlesion.data.ham10000 import load_metadata
+from skinlesion.data.also import load_also, require_unseen
+from skinlesion.data.dataset import load_metadata
+from skinlesion.data.forms import describe_dataset
 from skinlesion.data.images import load_images
 from skinlesion.data.split import join_split, take_limited
-from skinlesion.diagnoses import NUM_CLASSES
 from skinlesion.machine import default_cache_dir
 
 
 def make_datasets(
-    data: Path, split: pd.DataFrame, config: Config
+    data: Path, split: pd.DataFrame, config: Config, also: Sequence[Path] = ()
 ) -> tuple[tf.data.Dataset, tf.data.Dataset]:
     """Decode the training and validation images, and make batches for `fit`.
 
@@ -30,20 +31,28 @@ def make_datasets(
         data: folder of the dataset.
         split: image_id and split of each image.
         config: the settings.
+        also: datasets whose images are added to training, see `load_also`.
 
     Returns:
         Training and validation batches: images float32 (b, height, width, 3) in [0, 255], labels
         int32 (b,), weights float32 (b,).
 
     Raises:
-        InputError: split and dataset do not fit, or images cannot be read.
+        InputError: split and dataset do not fit, images cannot be read, or as `load_also` and
+            `require_unseen`.
     """
     rows = join_split(load_metadata(data, allow_incomplete=True), split)
     parts = {name: rows[rows["split"] == name] for name in ("train", "validation")}
     parts["train"] = take_limited(parts["train"], config.limit, seed=config.seed)
-    weights = np.ones(NUM_CLASSES)
+    info = describe_dataset(data)
+    if also:
+        added = load_also(also, info)
+        require_unseen(added, rows)
+        parts["train"] = pd.concat([parts["train"], added], ignore_index=True)
+    num_classes = len(info.labels)
+    weights = np.ones(num_classes)
     if config.class_weights == "balanced":
-        weights = balanced_class_weights(parts["train"]["label"].to_numpy())
+        weights = balanced_class_weights(parts["train"]["label"].to_numpy(int), num_classes)
     made = []
     for name, part in parts.items():
         images = load_images(
@@ -105,13 +114,13 @@ def make_batches(
     return batches
 
 
-def balanced_class_weights(labels: np.ndarray) -> np.ndarray:
+def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Inverse class frequencies, scaled so that the mean over images is 1; float (classes,).
 
     King and Zeng, "Logistic Regression in Rare Events Data" (2001), as in scikit-learn's
     `class_weight="balanced"`. A class without images gets weight 1.
     """
-    weights = np.ones(NUM_CLASSES)
+    weights = np.ones(num_classes)
     present = np.unique(labels)
     weights[present] = compute_class_weight("balanced", classes=present, y=labels)
     return weights

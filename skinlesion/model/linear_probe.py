@@ -10,7 +10,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from skinlesion.config import Config
-from skinlesion.diagnoses import NUM_CLASSES
 from skinlesion.files import InputError, write_csv
 from skinlesion.machine import progress_bar, say
 from skinlesion.model.resnet50 import find_part, pretrained_weights
@@ -62,7 +61,9 @@ def fit_linear_probe(
     classifier = find_part(model, "classifier")
     described = _describe(classifier, train, "features, train")
     table, best = _try_strengths(
-        *described, *_describe(classifier, validation, "features, validation")
+        *described,
+        *_describe(classifier, validation, "features, validation"),
+        num_classes=classifier.output_shape[-1],
     )
     find_part(model, "head").get_layer("probabilities").set_weights(best)
     write_csv(path, table)
@@ -76,6 +77,8 @@ def _try_strengths(
     val_x: np.ndarray,
     val_labels: np.ndarray,
     val_weights: np.ndarray,
+    *,
+    num_classes: int,
 ) -> tuple[pd.DataFrame, list[np.ndarray]]:
     """A row for each of `STRENGTHS`, and the weights of the last layer for the best of them."""
     scaler = StandardScaler().fit(x)
@@ -87,7 +90,7 @@ def _try_strengths(
         row = {"C": strength} | _measure(regression, scaler.transform(x), labels, weights, "")
         row |= _measure(regression, scaler.transform(val_x), val_labels, val_weights, "val_")
         if not rows or row["val_loss"] < min(other["val_loss"] for other in rows):
-            best = _to_layer(regression, scaler)
+            best = _to_layer(regression, scaler, num_classes)
         rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS), best
 
@@ -130,20 +133,23 @@ def _measure(
     name: str,
 ) -> dict[str, float]:
     """Accuracy and weighted log loss in nats, with `name` in front of their names."""
-    y_prob = np.zeros((len(labels), NUM_CLASSES))
-    y_prob[:, regression.classes_] = regression.predict_proba(x)
-    certain = np.maximum(y_prob[np.arange(len(labels)), labels], np.finfo(float).eps)
+    # A class without training images has no column.
+    probabilities = regression.predict_proba(x)
+    of_truth = np.where(regression.classes_ == labels[:, None], probabilities, 0).sum(axis=1)
+    certain = np.maximum(of_truth, np.finfo(float).eps)
     return {
-        f"{name}accuracy": float((y_prob.argmax(axis=1) == labels).mean()),
+        f"{name}accuracy": float((regression.predict(x) == labels).mean()),
         f"{name}loss": float(np.average(-np.log(certain), weights=weights)),
     }
 
 
-def _to_layer(regression: LogisticRegression, scaler: StandardScaler) -> list[np.ndarray]:
+def _to_layer(
+    regression: LogisticRegression, scaler: StandardScaler, num_classes: int
+) -> list[np.ndarray]:
     """Kernel and bias of the dense layer that does what scaler and regression do together."""
-    kernel = np.zeros((len(scaler.mean_), NUM_CLASSES))
+    kernel = np.zeros((len(scaler.mean_), num_classes))
     # A class without training images gets no probability.
-    bias = np.full(NUM_CLASSES, -1e4)
+    bias = np.full(num_classes, -1e4)
     coefficients = regression.coef_ / scaler.scale_
     intercepts = regression.intercept_ - coefficients @ scaler.mean_
     if len(regression.classes_) == 2:  # scikit-learn keeps only the second class's

@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from skinlesion.config import STAGES, Config
 from skinlesion.data.images import load_images
-from skinlesion.diagnoses import NUM_CLASSES
 from skinlesion.files import InputError
 from skinlesion.machine import progress_bar
 from skinlesion.model.augmentation import make_augmentation
@@ -75,7 +74,7 @@ class PretrainedWeights:
         return f"{len(self.layers)} of {self.total} backbone layers loaded from {self.source}{tail}"
 
 
-def build_model(config: Config) -> keras.Sequential:
+def build_model(config: Config, num_classes: int) -> keras.Sequential:
     """Build the model that is trained: `augmentation`, then `classifier`.
 
     The classifier is what is saved and predicted with: `preprocessing`, `backbone` and `head`.
@@ -85,9 +84,11 @@ def build_model(config: Config) -> keras.Sequential:
 
     Args:
         config: the settings.
+        num_classes: classes of the dataset.
 
     Returns:
-        From RGB images in [0, 255], float (b, height, width, 3), to probabilities, float (b, 7).
+        From RGB images in [0, 255], float (b, height, width, 3), to probabilities, float
+        (b, num_classes).
         Pretrained layers below `config.fine_tune_from` are frozen.
 
     Raises:
@@ -103,7 +104,7 @@ def build_model(config: Config) -> keras.Sequential:
     try:
         with strategy.scope():
             augmentation = make_augmentation(config.augmentation, seed=config.seed)
-            classifier = build_classifier(config)
+            classifier = build_classifier(config, num_classes)
             inputs = keras.Input((*config.image_size, 3), name="image")
             model = keras.Sequential([inputs, augmentation, classifier], name="training")
     finally:
@@ -114,11 +115,12 @@ def build_model(config: Config) -> keras.Sequential:
     return model
 
 
-def build_classifier(config: Config) -> keras.Sequential:
+def build_classifier(config: Config, num_classes: int) -> keras.Sequential:
     """Build the classifier alone, in Keras' current precision.
 
-    With the original's head it has 24,801,223 parameters at 224x224. `pretrained_weights` tells
-    which layers of its backbone were loaded. Arguments, result and errors: see `build_model`.
+    With the original's head it has 24,801,223 parameters at 224x224 for HAM10000's classes.
+    `pretrained_weights` tells which layers of its backbone were loaded. Arguments, result and
+    errors: see `build_model`.
     """
     smallest = SMALLEST_SIZE[config.head]
     if min(config.image_size) < smallest:
@@ -131,7 +133,7 @@ def build_classifier(config: Config) -> keras.Sequential:
         if layer.name not in backbone.pretrained.layers:
             layer.momentum = config.batch_norm_momentum
     preprocessing = _make_preprocessing(config.preprocessing, config.image_size)
-    parts = [preprocessing, backbone, _make_head(config.head)]
+    parts = [preprocessing, backbone, _make_head(config.head, num_classes)]
     image = keras.Input((*config.image_size, 3), name="image")
     return keras.Sequential([image, *parts], name="classifier")
 
@@ -144,10 +146,10 @@ def _make_preprocessing(kind: str, image_size: tuple[int, int]) -> keras.layers.
     return keras.Model(image, prepared, name="preprocessing")
 
 
-def _make_head(head: str) -> keras.Sequential:
+def _make_head(head: str, num_classes: int) -> keras.Sequential:
     """From feature maps to probabilities. The softmax is float32 in any precision."""
     probabilities = keras.layers.Dense(
-        NUM_CLASSES, activation="softmax", dtype="float32", name="probabilities"
+        num_classes, activation="softmax", dtype="float32", name="probabilities"
     )
     if head == "pooled":
         layers = [

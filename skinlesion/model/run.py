@@ -1,6 +1,6 @@
 """A run: its folder, its settings, its files, its saved model."""
 
-import hashlib
+import json
 import shutil
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from skinlesion.config import Config, read_config
-from skinlesion.data.ham10000 import GAPS_NAME, METADATA_NAME, load_metadata
+from skinlesion.data.dataset import GAPS_NAME, load_metadata
+from skinlesion.data.forms import is_dataset
 from skinlesion.data.isic_csv import read_isic_for, write_isic
 from skinlesion.data.metadata import dataset_fingerprint
 from skinlesion.data.split import read_split
-from skinlesion.diagnoses import LABEL_OF
+from skinlesion.diagnoses import DatasetInfo
 from skinlesion.files import (
     InputError,
     read_json,
@@ -28,10 +29,12 @@ from skinlesion.model.bundle import (
     MODEL_NAME,
     SUMS_NAME,
     ModelInfo,
+    compute_sha256,
     read_arrays,
     read_description,
     read_info,
     read_network,
+    write_sums,
 )
 from skinlesion.model.run_lock import RunLock
 
@@ -147,6 +150,13 @@ class Run:
         return self.description.get("members", [])
 
     @property
+    def dataset_info(self) -> DatasetInfo:
+        """What is known about the dataset that the run was started with."""
+        described = self.description["dataset"]
+        values = {name: described[name] for name in DatasetInfo.model_fields}
+        return DatasetInfo.model_validate_json(json.dumps(values))
+
+    @property
     def synthetic(self) -> bool:
         """Whether the run was trained on the synthetic sample."""
         return self.info.synthetic
@@ -168,7 +178,7 @@ class Run:
     def rows(self, part: str) -> pd.DataFrame:
         """The images of one part of the split: image_id, lesion_id, dx, label."""
         rows = self.split[self.split["split"] == part].reset_index(drop=True)
-        return rows.assign(label=rows["dx"].map(LABEL_OF).astype(int))
+        return rows.assign(label=rows["dx"].map(self.dataset_info.label_of).astype(int))
 
     @property
     def history(self) -> pd.DataFrame:
@@ -205,7 +215,7 @@ class Run:
         if not self.is_begun:
             return None
         folder = Path(self.description["dataset"]["folder"])
-        return folder if (folder / METADATA_NAME).is_file() else None
+        return folder if is_dataset(folder) else None
 
     def load_dataset(self, data: Path) -> pd.DataFrame:
         """Load the metadata of a dataset, as `load_metadata`.
@@ -235,7 +245,7 @@ class Run:
         self, part: str, image_ids: list[str], y_prob: np.ndarray, *, tta: bool = False
     ) -> None:
         """Write uncalibrated probabilities (n, classes) of one part."""
-        write_isic(self.predictions_path(part, tta=tta), image_ids, y_prob)
+        write_isic(self.predictions_path(part, tta=tta), image_ids, y_prob, self.info)
 
     def read_predictions(self, part: str, image_ids: list[str], *, tta: bool = False) -> np.ndarray:
         """Read uncalibrated probabilities of one part, float64 (n, classes).
@@ -253,7 +263,7 @@ class Run:
                 f"{self}: its {part} images are not predicted yet: python -m skinlesion evaluate "
                 f"--run {self}"
             )
-        return read_isic_for(self.predictions_path(part, tta=tta), image_ids)
+        return read_isic_for(self.predictions_path(part, tta=tta), image_ids, self.info)
 
     @cached_property
     def _sums(self) -> dict[str, str]:
@@ -303,7 +313,7 @@ class Run:
         def write(part: Path) -> None:
             model.save(part / MODEL_NAME)
             write_json(part / INFO_NAME, info.model_dump())
-            _write_sums(part)
+            write_sums(part)
 
         write_folder_atomically(self.model_dir, write)
         self.__dict__.pop("_sums", None)
@@ -316,7 +326,7 @@ class Run:
             shutil.copyfile(self.model_dir / MODEL_NAME, part / MODEL_NAME)
             write_json(part / INFO_NAME, info.model_dump())
             np.savez(part / ARRAYS_NAME, allow_pickle=False, **arrays)
-            _write_sums(part)
+            write_sums(part)
 
         write_folder_atomically(self.model_dir, write)
         self.__dict__.pop("_sums", None)
@@ -331,15 +341,3 @@ class Run:
         if values is None:
             return None
         return values, read_arrays(self._require_whole(ARRAYS_NAME))
-
-
-def compute_sha256(path: Path) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_sums(folder: Path) -> None:
-    names = sorted(path.name for path in folder.iterdir())
-    lines = [f"{compute_sha256(folder / name)}  {name}\n" for name in names]
-    (folder / SUMS_NAME).write_text("".join(lines))

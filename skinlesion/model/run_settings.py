@@ -1,12 +1,15 @@
 """Which settings a run is trained with, and whether they are those that it was started with."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from skinlesion.config import Config, find_differences, make_config, read_config
-from skinlesion.data.ham10000 import is_sample
+from skinlesion.data.dataset import load_metadata
+from skinlesion.data.forms import is_sample
+from skinlesion.data.metadata import dataset_fingerprint
 from skinlesion.data.split import is_same_split
 from skinlesion.files import InputError
 from skinlesion.machine import default_weights, say
@@ -91,6 +94,34 @@ def require_same_run(run: Run, data: Path, split: pd.DataFrame, config: Config) 
     run.load_dataset(data)
     if not is_same_split(run.split, split):
         raise InputError(f"{run}: was started with another split; give the new run another name")
+
+
+def describe_also(also: Sequence[Path]) -> list[dict[str, str]]:
+    """What `config.json` holds of the datasets that are added to training."""
+    return [
+        {
+            "folder": str(folder.resolve()),
+            "fingerprint": dataset_fingerprint(load_metadata(folder)),
+        }
+        for folder in also
+    ]
+
+
+def settle_also(run: Run, also: Sequence[Path]) -> list[Path]:
+    """The datasets that are added to training; a run that was started has its own.
+
+    Raises:
+        InputError: the run was started with others.
+    """
+    if not run.is_begun:
+        return list(also)
+    known = run.description.get("also", [])
+    folders = list(also) or [Path(one["folder"]) for one in known]
+    ours, theirs = ([one["fingerprint"] for one in x] for x in (known, describe_also(folders)))
+    if ours != theirs:
+        named = ", ".join(one["folder"] for one in known) or "none"
+        raise InputError(f"{run}: was started with other added images (--also): {named}")
+    return folders
 
 
 def find_other_settings(run: Run, config: Config) -> str:

@@ -1,6 +1,7 @@
 """Train a model: from a dataset and a split to a finished run."""
 
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,26 +11,29 @@ import pandas as pd
 
 from skinlesion.config import Config
 from skinlesion.data.check import find_unusable_rows
-from skinlesion.data.ham10000 import find_dataset, is_sample, record_gaps
+from skinlesion.data.dataset import find_dataset, record_gaps
+from skinlesion.data.forms import count_classes, describe_dataset, is_by_image
 from skinlesion.data.metadata import dataset_fingerprint
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import join_split, make_split, read_split
-from skinlesion.diagnoses import CLASS_CODES, SYNTHETIC_NOTE
+from skinlesion.diagnoses import BY_IMAGE_NOTE, SYNTHETIC_NOTE, DatasetInfo
 from skinlesion.files import InputError, read_json, write_csv, write_json
-from skinlesion.machine import how_to_attach, is_watched, say
+from skinlesion.machine import is_watched, say
 from skinlesion.model.bundle import ModelInfo, require_classifier
 from skinlesion.model.callbacks import make_callbacks, read_state
 from skinlesion.model.datasets import make_datasets
 from skinlesion.model.devices import describe_device, has_gpu
 from skinlesion.model.linear_probe import fit_linear_probe
 from skinlesion.model.provenance import describe_environment, describe_versions, find_commit
-from skinlesion.model.resnet50 import (
-    build_model,
-    find_part,
-    pretrained_weights,
-)
+from skinlesion.model.resnet50 import build_model, find_part, pretrained_weights
 from skinlesion.model.run import Run
-from skinlesion.model.run_settings import find_other_settings, require_same_run, settle_config
+from skinlesion.model.run_settings import (
+    describe_also,
+    find_other_settings,
+    require_same_run,
+    settle_also,
+    settle_config,
+)
 
 WARMUP_SHARE = 0.1
 """Share of training in which the cosine schedule rises to its rate: Goyal et al., arXiv:1706.02677,
@@ -47,10 +51,9 @@ def train(
     splits: Path | None = None,
     time_limit: float | None = None,
     quarantine: bool = False,
+    also: Sequence[Path] = (),
 ) -> Run:
-    """Train a model and save it in its run.
-
-    An interrupted run continues after its last finished epoch, and a finished one is kept.
+    """Train a model and save it in its run; continue an interrupted run, keep a finished one.
 
     Args:
         data: the dataset; None: the run's own, else as `find_dataset`.
@@ -59,24 +62,25 @@ def train(
         splits: a split file; None: the run's own, else a new split.
         time_limit: hours from now after which training stops; the same call continues it.
         quarantine: leave out rows without a usable image, and list them in `quarantine.json`.
+        also: datasets whose images are added to training, see `data.also`.
 
     Raises:
         InputError: the run is another one or busy, an input is unusable, or there is no room.
         FloatingPointError: the loss is no longer a number.
     """
     run = run if isinstance(run, Run) else Run(run)
-    if run.is_finished and not (data or splits or find_other_settings(run, config)):
+    if run.is_finished and not (data or splits or also or find_other_settings(run, config)):
         return _keep_finished(run)
-    data = find_dataset(data or run.dataset)
+    data, also = find_dataset(data or run.dataset), settle_also(run, also)
     split, left_out = _choose_split(data, run, splits, config, quarantine=quarantine)
     require_same_run(run, data, split, config)
     if run.is_finished:
         return _keep_finished(run)
-    model = build_model(config := settle_config(config, run, data))
+    model = build_model(config := settle_config(config, run, data), count_classes(data))
     with run.lock:
-        training, validation = make_datasets(data, split, config)
+        training, validation = make_datasets(data, split, config, also)
         _list_left_out(run, left_out)
-        begin_run(run, model, data, split, config)
+        begin_run(run, model, data, split, config, also)
         compile_model(model, config, steps=len(training))
         fit_linear_probe(model, training, validation, run, config)
         model.fit(
@@ -123,7 +127,12 @@ def compile_model(model: keras.Sequential, config: Config, *, steps: int) -> Non
 
 
 def begin_run(
-    run: Run, model: keras.Sequential, data: Path, split: pd.DataFrame, config: Config
+    run: Run,
+    model: keras.Sequential,
+    data: Path,
+    split: pd.DataFrame,
+    config: Config,
+    also: Sequence[Path] = (),
 ) -> None:
     """Write `config.json`, `environment.json` and `splits.csv`, or check a run to continue.
 
@@ -135,17 +144,19 @@ def begin_run(
         data: folder of the dataset.
         split: the split.
         config: the settings.
+        also: datasets whose images are added to training.
 
     Raises:
         InputError: the run was started with other settings, data, split or pretrained layers,
             another process trains it, or the model was changed so that it could not be used later.
     """
-    require_classifier(find_part(model, "classifier"), config.image_size, "the model")
+    info = describe_dataset(data)
+    classifier = find_part(model, "classifier")
+    require_classifier(classifier, config.image_size, len(info.labels), "the model")
     weights = pretrained_weights(model)
     say(f"train: recipe {config.recipe}, run {run}, {describe_device()}, {weights}")
-    if is_sample(data):
-        say(SYNTHETIC_NOTE)
-    elif config.epochs and not (run.is_finished or has_gpu()):
+    _say_limits(info, split)
+    if config.epochs and not (info.synthetic or run.is_finished or has_gpu()):
         say(
             "train: no GPU: all images at full size take many hours (on Kaggle: Settings > "
             "Accelerator > GPU T4 x2); recipe probe takes minutes"
@@ -161,15 +172,26 @@ def begin_run(
                 path.unlink()
             shutil.rmtree(run.evaluation_dir, ignore_errors=True)
         if not run.is_begun:
-            table = run.load_dataset(data)
-            record_gaps(data, run.folder)
-            write_csv(run.splits_path, split)
-            write_json(run.folder / "environment.json", describe_environment())
-            settings = {"config": config.model_dump(), "seed": config.seed}
-            write_json(run.folder / "config.json", settings | _describe(model, data, table))
+            _write_description(run, model, data, split, config, also)
     except BaseException:
         run.lock.release()
         raise
+
+
+def _write_description(
+    run: Run,
+    model: keras.Sequential,
+    data: Path,
+    split: pd.DataFrame,
+    config: Config,
+    also: Sequence[Path],
+) -> None:
+    settings = {"config": config.model_dump(), "seed": config.seed, "also": describe_also(also)}
+    settings |= _describe(model, data, run.load_dataset(data))
+    record_gaps(data, run.folder)
+    write_csv(run.splits_path, split)
+    write_json(run.folder / "environment.json", describe_environment())
+    write_json(run.folder / "config.json", settings)
 
 
 def _require_same_weights(run: Run, model: keras.Sequential) -> None:
@@ -179,6 +201,19 @@ def _require_same_weights(run: Run, model: keras.Sequential) -> None:
         raise InputError(
             f"{run}: was started with {known} pretrained layers, and now {loaded} can be loaded; "
             "name the same weights, or give the new run another name"
+        )
+
+
+def _say_limits(info: DatasetInfo, split: pd.DataFrame) -> None:
+    """Say once what a model of this dataset cannot be expected to know."""
+    if info.synthetic:
+        say(SYNTHETIC_NOTE)
+    if is_by_image(split):
+        say(BY_IMAGE_NOTE)
+    if info.malignant is None:
+        say(
+            f"train: {info.source} does not say which classes are malignant: everything about "
+            "malignancy is left out. To have it, list the classes in dataset.yaml"
         )
 
 
@@ -195,7 +230,7 @@ def _describe(model: keras.Sequential, data: Path, table: pd.DataFrame) -> dict[
             "fingerprint": dataset_fingerprint(table),
             "folder": str(data.resolve()),
             "images": len(table),
-            "synthetic": is_sample(data),
+            **describe_dataset(data).model_dump(),
         },
         "versions": describe_versions(),
         "commit": find_commit(),
@@ -230,11 +265,10 @@ def finish_run(run: Run, model: keras.Sequential, config: Config) -> None:
         plain = keras.models.clone_model(classifier, clone_function=_make_plain, recursive=True)
         plain.set_weights(classifier.get_weights())
         info = ModelInfo(
-            labels=CLASS_CODES,
+            **run.dataset_info.model_dump(),
             image_size=config.image_size,
             resize=config.resize,
             recipe=config.recipe,
-            synthetic=run.description["dataset"]["synthetic"],
         )
         run.save_model(plain, info)
         say(f"train: finished; model in {run.model_dir}")
@@ -249,50 +283,6 @@ def _make_plain(layer: keras.Operation) -> keras.Operation:
     if isinstance(layer, keras.layers.BatchNormalization):
         changes["synchronized"] = False
     return type(layer).from_config(layer.get_config() | changes)
-
-
-def find_trained_run(
-    run: str | Path | Run,
-    data: Path,
-    config: Config,
-    *,
-    train_if_missing: bool = False,
-    splits: Path | None = None,
-    time_limit: float | None = None,
-) -> Run:
-    """Find the finished run of an earlier notebook, or train it if that is asked for.
-
-    Args:
-        run: folder of the run.
-        data: folder of the dataset.
-        config: settings to train a missing run with.
-        train_if_missing: whether to train if there is no run. An interrupted run is left to the
-            notebook that trains, where its time limit counts.
-        splits: as for `train`.
-        time_limit: as for `train`.
-
-    Raises:
-        InputError: there is no finished run, and none was trained.
-    """
-    found = run if isinstance(run, Run) else Run(run)
-    if not found.is_begun and train_if_missing:
-        found = train(data, found, config, splits=splits, time_limit=time_limit)
-    if found.is_begun and not found.is_finished:
-        state = read_state(found.checkpoints)
-        raise InputError(
-            f"{found}: training stopped after epoch {len(state['rows']) if state else 0} of "
-            f"{found.config.epochs}; run notebook 03_train again to continue it"
-        )
-    if not found.is_finished:
-        raise InputError(
-            f"{found}: no finished run here. Run notebook 03_train first and {how_to_attach()}, or "
-            "set the parameter train_if_missing = True to train now"
-        )
-    say(f"using the finished run in {found}")
-    other = find_other_settings(found, config)
-    if other:
-        say(f"note: {found} was trained with other settings than the parameters here: {other}")
-    return found
 
 
 def _keep_finished(run: Run) -> Run:
