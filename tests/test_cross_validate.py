@@ -16,6 +16,7 @@ from conftest import TINY
 from skinlesion.cli import main
 from skinlesion.config import make_config
 from skinlesion.data.dataset import load_metadata
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.data.isic_csv import read_isic
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import make_split, split_rest, write_split
@@ -86,7 +87,7 @@ def test_each_image_is_predicted_by_the_models_that_have_not_seen_it(
     out = Path(shutil.copytree(folds_of_two_seeds, tmp_path / "folds"))
     metrics = cross_validate(sample, out, PROBE, folds=2, seeds=[1, 2])
     assert metrics["n"] == 84
-    names, _ = read_isic(out / "evaluation" / "predictions.csv")
+    names, _ = read_isic(out / "evaluation" / "predictions.csv", HAM10000)
     assert sorted(names) == sorted(load_metadata(sample)["image_id"])
     for number in (1, 2):
         fold = Run(out / f"fold_{number}")

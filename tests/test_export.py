@@ -145,7 +145,7 @@ def test_a_network_that_gives_nan_is_not_exported(small, tmp_path):
 def test_what_is_there_is_not_overwritten(small, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("")
-    with pytest.raises(InputError, match="out: exists; delete it"):
+    with pytest.raises(InputError, match="out: exists, and is no export of this model; delete it"):
         export(small, "saved_model", tmp_path / "out")
     assert leftovers(tmp_path / "out") == ["mine"]
 
@@ -186,5 +186,7 @@ def test_the_command(small, tmp_path, capsys):
     assert "differ from those of Keras by at most" in said
     assert "generated images" in said
     assert "not for clinical use" in said
-    assert main([str(argument) for argument in arguments]) == 2
-    assert "exists; delete it" in capsys.readouterr().err
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert main([str(argument) for argument in arguments]) == 0
+    assert "out is there already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files

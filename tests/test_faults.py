@@ -154,7 +154,8 @@ def describe(stage: str, out: Path) -> dict[str, Any]:
             made[name] = path.read_bytes()
     if stage in FORMS:
         made |= {path.name: path.is_dir() for path in out.iterdir()}
-        (network,) = (path for path in out.iterdir() if path.suffix != ".json")
+        shown = [path for path in out.iterdir() if not path.name.startswith(".")]
+        (network,) = (path for path in shown if path.suffix != ".json")
         images = generate_images((32, 32)).astype("float32")
         made["probabilities"] = np.round(FORMS[stage].open(network)(images), 4).tolist()
         facts = json.loads((out / f"{network.name}.json").read_text())

@@ -1,5 +1,7 @@
 """OOD detection: the distance, what is fitted, and what is flagged."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import REAL_DATA, REAL_WEIGHTS, needs_real_data, needs_real_weights
@@ -122,7 +124,7 @@ def test_photographs_are_flagged_and_real_lesions_are_not(tmp_path):
     settings = make_config("probe", weights=REAL_WEIGHTS, image_size=(64, 64), limit=400)
     run = train(REAL_DATA, tmp_path / "run", settings)
     detector, predictor = calibrate(run, REAL_DATA).ood, Predictor.load(run)
-    images = list_images(REAL_DATA)
+    images = list_images(Path(REAL_DATA))
     chosen = [images[name] for name in run.rows("test")["image_id"][::10]]
     scores = detector.compute_scores(predictor.predict_files(chosen).features)
     assert is_in_distribution(scores).mean() > 0.85

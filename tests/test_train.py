@@ -397,7 +397,7 @@ class TestRunFolder:
             assert done.returncode == 0 or "is being trained by process" in done.stderr
             return done.returncode == 0
 
-        run, model = tmp_path / "run", build_model(tiny_config)
+        run, model = tmp_path / "run", build_model(tiny_config, 7)
         split = write_split(sample, tmp_path / "splits.csv")
         begin_run(Run(run), model, sample, split, tiny_config)
         assert not is_free()

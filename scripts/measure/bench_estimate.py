@@ -59,7 +59,7 @@ def main() -> None:
         make_random(count, config.image_size, config.batch_size)
         for count in (arguments.images, validation_images)
     )
-    model = build_model(config)
+    model = build_model(config, len(HAM10000.labels))
     compile_model(model, config, steps=len(training))
     progress = Progress(config.batch_size, validation_images)
     started = time.perf_counter()

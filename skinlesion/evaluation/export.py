@@ -16,7 +16,7 @@ from PIL import Image
 
 from skinlesion.data.images import load_images
 from skinlesion.diagnoses import DISCLAIMER
-from skinlesion.files import InputError, delete_left, write_json
+from skinlesion.files import InputError, delete_left, read_json, write_json
 from skinlesion.machine import say
 from skinlesion.model.predictor import require_probabilities
 from skinlesion.model.run import Run
@@ -52,7 +52,8 @@ def export(run: str | Path | Run, kind: str, out: Path, *, images: Sequence[Path
     Args:
         run: run or saved model.
         kind: `onnx`, `litert` or `saved_model`.
-        out: the file to write, or for `saved_model` the folder; nothing is overwritten.
+        out: the file to write, or for `saved_model` the folder. Nothing is overwritten; an export
+            of the same model that is there is kept.
         images: image files to compare on; without any, generated ones.
 
     Returns:
@@ -69,9 +70,10 @@ def export(run: str | Path | Run, kind: str, out: Path, *, images: Sequence[Path
     _require(form.libraries, f"the format {kind}")
     if out.suffix != form.ending and form.ending:
         raise InputError(f"{out}: with the format {kind}, the name must end in {form.ending}")
-    if out.exists():
-        raise InputError(f"{out}: exists; delete it or choose another place with --out")
     run = Run.find(run)
+    delete_left(out.parent, f".{glob.escape(out.name)}.*.part{out.suffix}")
+    if out.exists():
+        return _keep(run, out)
     size = run.info.image_size
     pixels = generate_images(size)
     if images:
@@ -112,7 +114,6 @@ def _write(run: Run, form: _Form, out: Path, images: np.ndarray) -> float:
     require_probabilities(y_prob, "the model")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        delete_left(out.parent, f".{glob.escape(out.name)}.*.part{out.suffix}")
         prefix, suffix = f".{out.name}.", f".{os.getpid()}.part{out.suffix}"
         with tempfile.TemporaryDirectory(suffix, prefix, out.parent) as folder:
             part = Path(folder) / out.name
@@ -127,8 +128,7 @@ def _write(run: Run, form: _Form, out: Path, images: np.ndarray) -> float:
                     f"({', '.join(form.libraries) or 'tensorflow'}) or another format"
                 )
             # The description first: where the network is, everything is.
-            described = out.with_name(f"{out.name}.json")
-            write_json(described, facts | {"largest_difference": difference})
+            write_json(_describe_in(out), facts | {"largest_difference": difference})
             part.replace(out)
     except OSError as error:
         raise InputError(
@@ -136,6 +136,25 @@ def _write(run: Run, form: _Form, out: Path, images: np.ndarray) -> float:
             "place"
         ) from error
     return difference
+
+
+def _keep(run: Run, out: Path) -> float:
+    """The difference that was measured for an export that is there."""
+    described = _describe_in(out)
+    found = read_json(described) if described.is_file() else None
+    facts = found if isinstance(found, dict) else {}
+    difference = facts.get("largest_difference")
+    if not isinstance(difference, float) or facts.get("model_sha256") != run.digest:
+        raise InputError(
+            f"{out}: exists, and is no export of this model; delete it or choose another place "
+            "with --out"
+        )
+    say(f"export: {out} is there already")
+    return difference
+
+
+def _describe_in(out: Path) -> Path:
+    return out.with_name(f"{out.name}.json")
 
 
 def _convert(model: keras.Model, keras_name: str, part: Path) -> None:

@@ -64,7 +64,9 @@ def plot_explanations(run: Run, *, data: str | Path | None = None, right: bool =
         data: the dataset; None: the run's own, else as `find_dataset`.
         right: show right predictions instead of wrong ones.
     """
-    figure = draw_explanations(Predictor.load(run), *read_test(run, data), kinds=(right,))
+    rows = read_test(run, data)
+    y_prob = run.read_predictions("test", list(rows["image_id"]))
+    figure = draw_explanations(Predictor.load(run), rows, y_prob, kinds=(right,))
     plots.caption(figure, synthetic=run.synthetic)
     return figure
 

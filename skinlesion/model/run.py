@@ -69,7 +69,7 @@ class Run:
         self.splits_path = self.folder / "splits.csv"
         self.history_path = self.folder / "history.csv"
         self.checkpoints = self.folder / "checkpoints"
-        self.lock = RunLock(self.folder)
+        self.lock = RunLock(self.model_dir.parent)
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -319,7 +319,11 @@ class Run:
         self.__dict__.pop("_sums", None)
 
     def save_calibration(self, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        """Put what `calibrate` fitted beside the network, in place of an earlier calibration."""
+        """Put what `calibrate` fitted beside the network, in place of an earlier calibration.
+
+        Raises:
+            InputError: another process trains or calibrates this run, or the disk is full.
+        """
         info = self.info.model_copy(update={"calibration": values})
 
         def write(part: Path) -> None:
@@ -328,7 +332,8 @@ class Run:
             np.savez(part / ARRAYS_NAME, allow_pickle=False, **arrays)
             write_sums(part)
 
-        write_folder_atomically(self.model_dir, write)
+        with self.lock:
+            write_folder_atomically(self.model_dir, write)
         self.__dict__.pop("_sums", None)
 
     def read_calibration(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
