@@ -117,7 +117,7 @@ def test_three_classes_of_ones_own_go_through_all_of_them(tmp_path):
     finished = run_notebooks("--data", data, "--work", tmp_path / "work", *QUICK)
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     text = (tmp_path / "work" / "notebooks" / "05_gradio_demo.ipynb").read_text()
-    assert "Most probable: " in text
+    assert "Predicted: " in text
 
 
 def test_a_report_in_html_holds_figures_and_images(executed):
