@@ -102,10 +102,11 @@ class Config(BaseModel):
         ge=1,
         description="epochs without a lower validation loss before training stops",
     )
-    precision: Literal["auto", "float32", "mixed_float16"] = Field(
+    precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = Field(
         default="auto",
         description='"mixed_float16" computes with half the bits (Micikevicius et al., '
-        'arXiv:1710.03740); "auto" does so on GPUs with Tensor Cores',
+        'arXiv:1710.03740); "auto" does so on GPUs with Tensor Cores; "mixed_bfloat16" suits '
+        "processors with AMX, such as Intel's Xeon since 2023 (Kalamkar et al., arXiv:1905.12322)",
     )
     limit: int | None = Field(
         default=None,

@@ -608,11 +608,12 @@ class TestChangedHead:
             fit_linear_probe(model, None, None, Run(tmp_path / "run"), config)
 
 
-def test_half_precision_trains_and_leaves_a_model_in_full_precision(sample, tmp_path):
-    config = tiny(precision="mixed_float16", image_size=(32, 48), epochs=1, limit=14)
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+def test_half_precision_trains_and_leaves_a_model_in_full_precision(precision, sample, tmp_path):
+    config = tiny(precision=precision, image_size=(32, 48), epochs=1, limit=14)
     run = train(sample, tmp_path / "run", config)
     assert all(map(math.isfinite, run.history["val_loss"]))
-    assert run.description["precision"] == "mixed_float16"
+    assert run.description["precision"] == precision
     classifier = Predictor.load(run).model
     layers = [*classifier.layers, *classifier.get_layer("backbone").layers]
     assert {layer.dtype_policy.name for layer in layers} == {"float32"}

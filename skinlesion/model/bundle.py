@@ -87,7 +87,7 @@ class _Description(BaseModel):
     config: dict[str, Any]
     dataset: _Dataset
     weights: _Weights
-    precision: Literal["float32", "mixed_float16"]
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"]
     members: list[_Member] = []
 
 

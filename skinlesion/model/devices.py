@@ -43,7 +43,7 @@ def has_gpu() -> bool:
 
 
 def choose_precision(wanted: str) -> str:
-    """Return the Keras dtype policy to train with: `float32` or `mixed_float16`."""
+    """Return the Keras dtype policy to train with, such as `mixed_float16`."""
     if wanted != "auto":
         return wanted
     capabilities = [detail.get("compute_capability", (0, 0)) for detail in _gpu_details()]
