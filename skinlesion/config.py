@@ -50,9 +50,8 @@ class Config(BaseModel):
         description='"imagenet" is what the ImageNet weights were trained with (BGR, channel means '
         'subtracted); "divide_by_255" is what the original notebook did',
     )
-    top_stage: Literal["conv2", "conv3", "conv4", "conv5", "pretrained"] = Field(
-        description='last ResNet50 stage of the backbone, "conv2" to "conv5"; "pretrained" is the '
-        'last stage that has pretrained weights, or "conv5" without any'
+    top_stage: Literal["conv2", "conv3", "conv4", "conv5"] = Field(
+        description='last ResNet50 stage of the backbone, "conv2" to "conv5"'
     )
     head: Head = Field(
         description='"pooled" averages each feature map (He et al., arXiv:1512.03385); "original" '
@@ -155,11 +154,12 @@ RECIPES = {
     "default": Config(
         recipe="default",
         split="grouped",
-        top_stage="pretrained",
+        image_size=(144, 192),
+        top_stage="conv4",
         head="pooled",
         linear_probe=True,
         augmentation="dermatoscopic",
-        epochs=20,
+        epochs=8,
         fine_tune_from="conv3",
     ),
     # Only a linear layer is fitted: the baseline that every trained network has to beat. It takes

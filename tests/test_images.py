@@ -1,14 +1,18 @@
+import math
 import os
 import struct
 import subprocess
 import sys
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from skinlesion.data.images import (
+    MAX_DECODED,
+    MAX_WEBP,
     decode_image,
     inspect_images,
     list_image_files,
@@ -206,9 +210,29 @@ def test_only_a_jpeg_that_is_reduced_while_it_is_decoded_may_have_50_million_pix
     for ending in ("png", "jpg"):
         Image.new("L", (7_000, 6_000)).save(tmp_path / f"large.{ending}")
     assert decode_image(tmp_path / "large.jpg", image_size=(8, 12)).shape == (8, 12, 3)
-    with pytest.raises(InputError, match=r"7000 x 6000 pixels .* smaller than 35 million"):
+    with pytest.raises(InputError, match=r"7000 x 6000 pixels .* smaller than 24.5 million"):
         decode_image(tmp_path / "large.png", image_size=(8, 12))
     assert inspect_images([tmp_path / "large.jpg"])[0].problem == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "most"),
+    [("a.webp", "RGBA", MAX_WEBP), ("a.png", "LA", MAX_DECODED), ("a.tif", "CMYK", MAX_DECODED)],
+)
+def test_the_largest_images_are_decoded_in_300_mb(name, mode, most, tmp_path):
+    """Those that need most memory for each pixel, in a process of its own."""
+    options: dict[str, Any] = {"lossless": True, "quality": 0, "method": 0, "compress_level": 1}
+    side = math.isqrt(most)
+    Image.new(mode, (side, side), (9,) * len(mode)).save(tmp_path / name, **options)
+    program = (
+        "import re, sys; from skinlesion.data.images import decode_image\n"
+        "used = lambda: int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])\n"
+        "before = used(); decode_image(sys.argv[1], image_size=(224, 224), resize='nearest')\n"
+        "print(used() - before)"
+    )
+    command = [sys.executable, "-c", program, tmp_path / name]
+    asked = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    assert 3 * most / 1024 < int(asked.stdout) < 300 * 1000**2 / 1024  # KiB; the pixels, the limit
 
 
 def test_an_image_that_vanishes_before_it_is_decoded_is_named(flat_data, tmp_path):

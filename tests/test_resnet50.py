@@ -86,11 +86,11 @@ def test_a_partial_file_is_loaded_by_name_and_counted(conv2_weights):
                 assert layer.name in backbone.pretrained.layers
 
 
-def test_pretrained_stages_are_those_of_the_file(conv2_weights):
-    backbone = build_backbone((32, 32), str(conv2_weights), "pretrained")
+def test_a_network_that_ends_where_its_weights_end_is_pretrained_as_a_whole(conv2_weights):
+    backbone = build_backbone((32, 32), str(conv2_weights), "conv2")
     assert top_stage_of(backbone) == "conv2"
     assert len(backbone.pretrained.layers) == backbone.pretrained.total
-    assert top_stage_of(build_backbone((32, 32), "none", "pretrained")) == "conv5"
+    assert top_stage_of(build_backbone((32, 32), "none")) == "conv5"
 
 
 def test_a_file_without_any_layer_of_ours_is_refused(tmp_path):

@@ -646,7 +646,7 @@ def test_without_a_gpu_the_way_to_one_is_told(flat_data, tmp_path, capsys):
     config = tiny()
     split = write_split(flat_data, tmp_path / "splits.csv")
     begin_run(Run(tmp_path / "run"), build_model(config, 7), flat_data, split, config)
-    assert "no GPU: all images at full size take many hours" in capsys.readouterr().out
+    assert "no GPU, so training is slow" in capsys.readouterr().out
 
 
 def test_a_head_that_could_not_predict_is_refused_before_any_epoch(sample, tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from skinlesion.files import InputError
 
-MAX_SCANS = 100
+MAX_SCANS = 50
 """Scans of a JPEG; progressive ones have about 10. Each is a pass over all pixels."""
 MAX_SEGMENTS = 20_000
 """Segments of a JPEG; colour profiles and previews take some hundred."""

@@ -20,8 +20,11 @@ from skinlesion.machine import progress_bar
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 MAX_PIXELS = 50_000_000
 """Larger images are refused before they are decoded. HAM10000's have 270,000 pixels."""
-MAX_DECODED = 35_000_000
-"""Most pixels after the decoder has reduced a JPEG: up to 0.6 GB and 2 s (docs/demo.md)."""
+MAX_DECODED = 24_500_000
+"""Most pixels after the decoder has reduced a JPEG; a dermatoscopic camera has 24 million. Decoding
+takes up to 300 MB and 2 s (docs/demo.md)."""
+MAX_WEBP = 17_000_000
+"""The same for WebP, of which Pillow's decoder keeps four copies."""
 DARKEST = 16
 """Images of 16 bits whose brightest value, of 255, is below this are refused: the values have 12
 bits or fewer, so that the image would be black."""
@@ -62,7 +65,7 @@ def open_upright(path: str | Path, *, at_least: int | None = None) -> Image.Imag
             require_compiled(image, name)
             if at_least is not None:
                 image.draft("RGB", (at_least, at_least))
-            _require_size(name, image, MAX_DECODED)
+            _require_size(name, image, MAX_WEBP if image.format == "WEBP" else MAX_DECODED)
             return _load_rgb(name, image)
     except InputError:
         raise
@@ -264,7 +267,7 @@ def _require_size(name: str, image: Image.Image, most: int) -> None:
     if image.width * image.height > most:
         raise InputError(
             f"{name}: {image.width} x {image.height} pixels are too many; make it smaller than "
-            f"{most // 1_000_000} million pixels"
+            f"{most / 1e6:g} million pixels"
         )
 
 

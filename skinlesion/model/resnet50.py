@@ -191,8 +191,6 @@ def build_backbone(
     if weights != "none":
         path = download_imagenet() if weights == "imagenet" else Path(weights)
     in_file = _layers_in(path) if path else set()
-    if top_stage == "pretrained":
-        top_stage = _last_stage(backbone, in_file)
     if top_stage != STAGES[-1]:
         output = backbone.get_layer(STAGE_OUTPUTS[top_stage]).output
         backbone = keras.Model(backbone.input, output, name="backbone")
@@ -275,13 +273,6 @@ def compute_features(
         prepared = keras.applications.resnet50.preprocess_input(images.astype(np.float32))
         parts.append(describe.predict_on_batch(prepared))
     return np.concatenate(parts)
-
-
-def _last_stage(backbone: keras.Model, names: set[str]) -> str:
-    """The last stage up to which all layers are among `names`; `conv5` if there is none."""
-    missing = [layer.name for layer in backbone.layers if layer.weights and layer.name not in names]
-    first = min((STAGES.index(name[:5]) for name in missing), default=len(STAGES))
-    return STAGES[first - 1] if first > 1 else STAGES[-1]
 
 
 def download_imagenet() -> Path:

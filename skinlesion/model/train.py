@@ -158,8 +158,8 @@ def begin_run(
     _say_limits(info, split)
     if config.epochs and not (info.synthetic or run.is_finished or has_gpu()):
         say(
-            "train: no GPU: all images at full size take many hours (on Kaggle: Settings > "
-            "Accelerator > GPU T4 x2); recipe probe takes minutes"
+            "train: no GPU, so training is slow (on Kaggle: Settings > Accelerator > GPU T4 x2); "
+            "recipe probe takes minutes"
         )
     if not run.is_finished:
         run.lock.acquire()
