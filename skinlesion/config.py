@@ -154,12 +154,12 @@ RECIPES = {
     "default": Config(
         recipe="default",
         split="grouped",
-        image_size=(144, 192),
+        image_size=(128, 128),
         top_stage="conv4",
         head="pooled",
         linear_probe=True,
         augmentation="dermatoscopic",
-        epochs=8,
+        epochs=12,
         fine_tune_from="conv3",
     ),
     # Only a linear layer is fitted: the baseline that every trained network has to beat. It takes

@@ -97,7 +97,7 @@ def _try_strengths(
 
 def _require_own_head(model: keras.Sequential) -> None:
     layers = [layer.name for layer in find_part(model, "head").layers]
-    if layers != ["pool", "dropout", "probabilities"]:
+    if layers != ["pool", "probabilities"]:
         raise InputError(
             f"the logistic regression fits the recipe's own head, and this one has the layers "
             f"{', '.join(layers)}: set linear_probe to False"

@@ -154,7 +154,6 @@ def _make_head(head: str, num_classes: int) -> keras.Sequential:
     if head == "pooled":
         layers = [
             keras.layers.GlobalAveragePooling2D(name="pool"),
-            keras.layers.Dropout(0.4, name="dropout"),
             probabilities,
         ]
     else:
