@@ -21,6 +21,7 @@ from skinlesion.cli_options import (
     OutFolder,
     Recipe,
     RunFolder,
+    Scheduler,
     Seed,
     Version,
     Weights,
@@ -263,11 +264,19 @@ def predict(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Image files or folders.")],
     out: OutCsv,
     isic: Annotated[bool, flag("--isic", "Uncalibrated, in the ISIC form.")] = False,
+    scheduler: Scheduler = None,
 ) -> None:
     """Predict images; status 1 if some cannot be read."""
-    from skinlesion.demo.predict import predict as predict_files
+    if isic and scheduler:
+        raise InputError("--isic predicts in one process: omit --scheduler")
+    if scheduler:
+        from skinlesion.demo.shards import predict_on_cluster
 
-    table = predict_files(run, paths, out, isic=isic)
+        table = predict_on_cluster(run, paths, out, scheduler)
+    else:
+        from skinlesion.demo.predict import predict as predict_files
+
+        table = predict_files(run, paths, out, isic=isic)
     shown = table.filter(["file", "prediction", "malignant", "p_malignant", "in_distribution"])
     print(shown.to_string(index=False, max_rows=20, na_rep="-"))
     print(DISCLAIMER)

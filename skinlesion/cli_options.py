@@ -78,6 +78,10 @@ AllowIncomplete = Annotated[
 ]
 Metadata = Annotated[Path | None, option("CSV", "As HAM10000's, for lesions and subgroups.")]
 
+Scheduler = Annotated[
+    str | None, option("ADDRESS", "Dask scheduler whose workers do it: tcp://HOST:8786.")
+]
+
 
 def parse_setting(text: str) -> tuple[str, Any]:
     """Read NAME=VALUE. The value is JSON; a word needs no quotes."""

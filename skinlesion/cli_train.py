@@ -9,6 +9,7 @@ from skinlesion.cli_options import (
     AllowIncomplete,
     Data,
     Recipe,
+    Scheduler,
     Seed,
     Weights,
     flag,
@@ -79,6 +80,7 @@ def cross_validate(
     time_limit: TimeLimit = None,
     settings: Settings = None,
     allow_incomplete: AllowIncomplete = False,
+    scheduler: Scheduler = None,
 ) -> None:
     """Train and evaluate folds; the same command continues."""
     given = _gather(settings, image_size, epochs, batch_size, limit, deterministic)
@@ -97,6 +99,7 @@ def cross_validate(
         splits=splits,
         time_limit=time_limit,
         allow_incomplete=allow_incomplete,
+        scheduler=scheduler,
     )
 
 

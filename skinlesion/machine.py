@@ -1,10 +1,12 @@
 """Where this runs: Kaggle, Colab or another machine; what is attached; where new files go."""
 
+import ctypes
 import functools
 import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,11 @@ KAGGLE_MOUNTS = (
 
 LOCK_NAME = "train.lock"
 """The lock in the folder of a run that is being trained. Copies of the folder are not locked."""
+
+PARENT = "SKINLESION_PARENT"
+"""The variable that tells a new process which process it ends with."""
+PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h: a process is sent a signal when the one that started it ends."""
 
 EARLIER_OUTPUTS = ("notebooks/*/*", "datasets/*/*", "*")
 """Where Kaggle mounts the output of another notebook, or a dataset made from it."""
@@ -165,6 +172,20 @@ def prepare_tensorflow() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if CPU_INFO.is_file() and re.search(r"\bavx2\b", CPU_INFO.read_text()):
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+
+def end_with_parent() -> None:
+    """On Linux, let the process that `PARENT` names take this one with it, however it ends.
+
+    The new process does this itself: what runs between fork and exec can wait for ever for a lock
+    that a thread of the parent held (subprocess, `preexec_fn`), and a Dask worker has many threads.
+    """
+    parent = os.environ.pop(PARENT, None)
+    if parent is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(parent):  # it was gone before
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def list_gpus() -> list[str]:

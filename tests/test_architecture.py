@@ -52,6 +52,7 @@ ROOMS = {
         "train",
         "trained",
         "jobs",
+        "cluster",
     ],
     "evaluation": [
         "bootstrap",
@@ -79,7 +80,7 @@ ROOMS = {
         "compare",
         "export",
     ],
-    "demo": ["result", "predict", "content", "html", "uploads", "gate", "app"],
+    "demo": ["result", "predict", "shards", "content", "html", "uploads", "gate", "app"],
 }
 ORDER = [*TOP, *(f"{room}.{name}" for room, names in ROOMS.items() for name in names)]
 FREE = ["cli", "cli_train", "__main__"]

@@ -169,7 +169,7 @@ def test_a_training_that_ends_badly_stops_the_others(flat_data, tmp_path):
     next(flat_data.rglob("*.jpg")).unlink()
     last = Job(tmp_path / "last", ["sample", str(tmp_path / "last")])
     for command, error, message in (
-        (["audit", "missing.csv"], InputError, "its training was refused, for the reason above"),
+        (["audit", "missing.csv"], InputError, "first: was refused, for the reason above"),
         (
             ["check", "--data", str(flat_data), "--out", str(tmp_path)],
             ChildProcessError,
@@ -178,7 +178,7 @@ def test_a_training_that_ends_badly_stops_the_others(flat_data, tmp_path):
     ):
         with pytest.raises(error, match=message):
             run_jobs([Job(tmp_path / "first", command), last])
-        assert not last.folder.exists()
+        assert not last.place.exists()
 
 
 def test_no_training_is_begun_at_the_time_limit(tmp_path):

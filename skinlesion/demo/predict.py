@@ -271,11 +271,11 @@ def predict(
     if model.info.synthetic:
         say(SYNTHETIC_NOTE)
     say(f"predict: wrote {len(names):,} predictions to {out}; the model {model.calibration.rule}")
-    _say_problems(table, name_all=isic)
+    say_problems(table, name_all=isic)
     return table
 
 
-def _say_problems(table: pd.DataFrame, *, name_all: bool) -> None:
+def say_problems(table: pd.DataFrame, *, name_all: bool) -> None:
     """Name the files that cannot be read, and the images that are out of distribution."""
     errors = list(table.loc[table["error"] != "", "error"])
     if errors:

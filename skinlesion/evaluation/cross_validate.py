@@ -14,6 +14,7 @@ from skinlesion.evaluation.ensemble_run import make_ensemble, require_no_trainin
 from skinlesion.evaluation.report import OVERALL, describe_metrics
 from skinlesion.files import InputError, write_csv
 from skinlesion.machine import say
+from skinlesion.model.cluster import run_on_cluster
 from skinlesion.model.jobs import Job, make_job, run_jobs
 from skinlesion.model.run import Run
 from skinlesion.model.run_settings import require_same_run
@@ -29,6 +30,7 @@ def cross_validate(
     splits: Path | None = None,
     time_limit: float | None = None,
     allow_incomplete: bool = False,
+    scheduler: str | None = None,
 ) -> dict[str, Any] | None:
     """Train a model for each fold and seed, and evaluate them; what is finished is kept.
 
@@ -48,6 +50,8 @@ def cross_validate(
         splits: a split file.
         time_limit: hours from now after which training stops; the same call continues it.
         allow_incomplete: as for `Run`.
+        scheduler: address of a Dask scheduler, such as `tcp://HOST:8786`, whose workers train;
+            None: one training after the other on this machine.
 
     Returns:
         What `evaluation/metrics.json` holds; None if the time limit stopped the training.
@@ -62,11 +66,16 @@ def cross_validate(
     table = load_metadata(source, allow_incomplete=allow_incomplete)
     made = _make_splits(table, config, folds, splits)
     jobs = _plan(made, out, source, config, seeds, allow_incomplete=allow_incomplete)
-    if not run_jobs(jobs, time_limit=time_limit):
+    if scheduler:
+        needed = [source, *([Path(config.weights)] if Path(config.weights).is_file() else [])]
+        done = run_on_cluster(jobs, scheduler, out, needed=needed, time_limit=time_limit)
+    else:
+        done = run_jobs(jobs, time_limit=time_limit)
+    if not done:
         say("cross-validate: stopped at the time limit; the same command continues from here")
         return None
     if splits:
-        return _evaluate_ensemble([job.folder for job in jobs], out, source)
+        return _evaluate_ensemble([job.place for job in jobs], out, source)
     return _evaluate_folds(jobs, out, source, seeds=len(seeds))
 
 
@@ -126,7 +135,7 @@ def _evaluate_folds(jobs: Sequence[Job], out: Path, source: Path, *, seeds: int)
     """Evaluate each fold on its own test, then all test images together."""
     from skinlesion.evaluation.evaluate import evaluate_together
 
-    runs = [job.folder for job in jobs]
+    runs = [job.place for job in jobs]
     if seeds > 1:
         groups = [runs[start : start + seeds] for start in range(0, len(runs), seeds)]
         runs = [make_ensemble(group[0].parent, group).folder for group in groups]

@@ -1,43 +1,40 @@
 """Trainings that do not depend on each other: each is a command line in a process of its own."""
 
-import ctypes
 import json
-import signal
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from skinlesion.config import Config
 from skinlesion.files import InputError
-from skinlesion.machine import say
+from skinlesion.machine import PARENT, say
 from skinlesion.model.run import Run
 
 SHORTEST = 0.01
 """Hours that a training needs to be started: the least that `train --time-limit` takes."""
 BAD_INPUT, INTERRUPTED = 2, 130
 """Exit statuses of `train`."""
-PR_SET_PDEATHSIG = 1
-"""From linux/prctl.h: a process is sent a signal when the one that started it ends."""
 
 
 class Job(NamedTuple):
     """One training.
 
     Attributes:
-        folder: of its run.
+        place: the folder of its run.
         command: what follows `python -m skinlesion`.
     """
 
-    folder: Path
+    place: Path
     command: list[str]
 
     @property
     def is_done(self) -> bool:
         """Whether the run is trained and calibrated, which is the last that `train` does."""
-        run = Run(self.folder)
+        run = Run(self.place)
         return run.is_finished and run.info.calibration is not None
 
 
@@ -84,30 +81,51 @@ def run_jobs(jobs: Sequence[Job], *, time_limit: float | None = None) -> bool:
             if left < SHORTEST:
                 return False
             rest = ["--time-limit", str(left)]
-        say(f"training {number} of {len(jobs)}: {job.folder}")
+        say(f"training {number} of {len(jobs)}: {job.place}")
         _run(job, rest)
         if not job.is_done:
             return False
     return True
 
 
+def start_job(
+    job: Job,
+    rest: Sequence[str] = (),
+    *,
+    environment: Mapping[str, str] = os.environ,
+    **options: Any,
+) -> subprocess.Popen[Any]:
+    """Start the process of a job. On Linux it is killed when the calling thread ends.
+
+    Args:
+        job: what to run.
+        rest: more arguments of its command.
+        environment: its variables.
+        **options: of `subprocess.Popen`.
+    """
+    command = [sys.executable, "-m", "skinlesion", *job.command, *rest]
+    return subprocess.Popen(command, env={**environment, PARENT: str(os.getpid())}, **options)
+
+
 def _run(job: Job, rest: Sequence[str]) -> None:
     """Run one training to its end, in a process that ends with this one."""
-    command = [sys.executable, "-m", "skinlesion", *job.command, *rest]
-    status = subprocess.run(command, preexec_fn=_end_with_parent(), check=False).returncode
+    with start_job(job, rest) as process:
+        status = process.wait()
+    require_success(job, status, "the reason above")
+
+
+def require_success(job: Job, status: int, reason: str) -> None:
+    """Raise what the exit status of a job means, unless it is 0.
+
+    Raises:
+        InputError: it refused its input.
+        ChildProcessError: it failed or was killed.
+    """
     if status == INTERRUPTED:
         raise KeyboardInterrupt
     if status == BAD_INPUT:
-        raise InputError(f"{job.folder}: its training was refused, for the reason above")
+        raise InputError(f"{job.place}: was refused, for {reason}")
     if status:
         raise ChildProcessError(
-            f"{job.folder}: its training ended with the status {status}; the same command continues"
+            f"{job.place}: ended with the status {status}, for {reason}; the same command continues"
         )
-
-
-def _end_with_parent() -> Callable[[], int] | None:
-    """What a new process calls so that it is killed with its parent: two must not train one run."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl  # found here: after the fork, as little as possible
-    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
