@@ -48,7 +48,7 @@ NOT_ON = {
 }
 """Notebook tests of other platforms, which a stack leaves out."""
 
-SLOW = ("platforms", "train", "notebooks", "resume", "faults", "app", "evaluate", "cli")
+SLOW = ("platforms", "train", "notebooks", "resume", "faults", "app", "cluster", "evaluate", "cli")
 """The files that take longest: they start first, so that both processes end together."""
 
 # The tests of a file share fixtures, so one process runs all of them.

@@ -74,13 +74,11 @@ NearDuplicates = Annotated[
     Path | None, option("CSV", "From near-duplicates (default: the list for HAM10000).")
 ]
 AllowIncomplete = Annotated[
-    bool, flag("--allow-incomplete", "Leave out rows without images, and the reverse.")
+    bool, flag("--allow-incomplete", "Leave out rows or images without the other.")
 ]
 Metadata = Annotated[Path | None, option("CSV", "As HAM10000's, for lesions and subgroups.")]
 
-Scheduler = Annotated[
-    str | None, option("ADDRESS", "Dask scheduler whose workers do it: tcp://HOST:8786.")
-]
+Scheduler = Annotated[str | None, option("ADDRESS", "Of a Dask cluster: tcp://HOST:8786.")]
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

@@ -7,9 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 
 import distributed
 import pandas as pd
@@ -104,26 +105,55 @@ def endless(tmp_path):
     return Job(tmp_path / "run", ["audit", str(tmp_path / "pipe"), "--data", str(tmp_path)])
 
 
-def wait_for_end_of(job, deed):
-    """When the process of an endless job reads its pipe, do a deed, and wait for its end."""
-    with open(job.command[1], "wb", buffering=0) as pipe:  # noqa: PTH123
-        deed()
-        waiting = select.poll()
-        waiting.register(pipe, select.POLLERR)  # nobody is left who reads it
-        assert waiting.poll(LONGEST * 1000), "the process of the job lives on"
-
-
-def kill_worker_of(run):
-    """When a training has kept an epoch, kill its worker; return the epochs that it had kept."""
+def wait_until(find, given_up):
+    """Look until there is something, or the test is over; return it."""
     ends = time.monotonic() + LONGEST
-    while not (run / "checkpoints" / "state.json").is_file():
-        assert time.monotonic() < ends, "no epoch was kept"
+    while not (found := find()):
+        assert time.monotonic() < ends and not given_up.is_set()
         time.sleep(0.01)
+    return found
+
+
+@contextmanager
+def meanwhile(do, *arguments):
+    """Do something in a thread, which gives up when the test fails."""
+    given_up = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        doing = pool.submit(do, *arguments, given_up)
+        try:
+            yield doing
+        except BaseException:
+            given_up.set()
+            raise
+    doing.result()
+
+
+def open_pipe(job):
+    """Open the pipe that an endless job reads; None before the job reads it."""
+    with suppress(OSError):
+        return os.open(job.command[1], os.O_WRONLY | os.O_NONBLOCK)
+
+
+def wait_for_end_of(job, deed, given_up):
+    """When the process of an endless job reads its pipe, do a deed, and wait for its end."""
+    pipe = wait_until(lambda: open_pipe(job), given_up)
+    deed()
+    waiting = select.poll()
+    waiting.register(pipe, select.POLLERR)  # nobody is left who reads it
+    gone = waiting.poll(LONGEST * 1000)
+    os.close(pipe)
+    assert gone, "the process of the job lives on"
+
+
+def kill_worker_of(run, given_up):
+    """When a training has kept an epoch, kill its worker; return the epochs that it had kept."""
+    state = run / "checkpoints" / "state.json"
+    wait_until(state.is_file, given_up)
     training = psutil.Process(read_json(run / LOCK_NAME)["process"])
     training.parent().kill()
     training.wait(LONGEST)  # it is gone too
     assert not (run / "model").exists()
-    return read_json(run / "checkpoints" / "state.json")["rows"]
+    return read_json(state)["rows"]
 
 
 def test_a_killed_worker_changes_no_figure(local, sample, tmp_path):
@@ -135,8 +165,7 @@ def test_a_killed_worker_changes_no_figure(local, sample, tmp_path):
         csv = write_csv(whole / "splits" / f"fold_{number}.csv", split)
         calibrate(train(sample, whole / f"fold_{number}" / "seed_42", config, splits=csv), sample)
     cross_validate(sample, whole, config, folds=2)
-    with ThreadPoolExecutor() as pool:
-        kept = pool.submit(kill_worker_of, killed / "fold_1" / "seed_42")
+    with meanwhile(kill_worker_of, killed / "fold_1" / "seed_42") as kept:
         cross_validate(sample, killed, config, folds=2, scheduler=local)
     for name in ("folds.csv", "evaluation/metrics.json", "fold_1/seed_42/predictions_test.csv"):
         assert (killed / name).read_text() == (whole / name).read_text()
@@ -179,11 +208,12 @@ def test_a_job_ends_with_its_worker_and_is_given_up_without_another(
     scheduler, start_worker, endless, tmp_path
 ):
     worker = start_worker("--resources", "GPU=1", "--nthreads", "4")
-    with ThreadPoolExecutor() as pool:
-        ended = pool.submit(wait_for_end_of, endless, worker.kill)
-        with pytest.raises(ChildProcessError, match=f"{scheduler}: has had no worker with a GPU"):
-            run_on_cluster([endless], scheduler, tmp_path, alone=1)
-        ended.result()
+    line = f"{scheduler}: has had no worker with a GPU"
+    with (
+        meanwhile(wait_for_end_of, endless, worker.kill),
+        pytest.raises(ChildProcessError, match=line),
+    ):
+        run_on_cluster([endless], scheduler, tmp_path, alone=1)
 
 
 def test_a_job_ends_with_the_command_that_waits_for_it(
@@ -194,26 +224,24 @@ def test_a_job_ends_with_the_command_that_waits_for_it(
     code += "from skinlesion.model.cluster import run_on_cluster; "
     code += "run_on_cluster([Job(Path('x'), sys.argv[2:])], sys.argv[1], Path())"
     client = start([sys.executable, "-c", code, scheduler, *endless.command])
-    wait_for_end_of(endless, client.kill)
+    wait_for_end_of(endless, client.kill, threading.Event())
 
 
 def test_a_lost_scheduler_is_one_line(start, endless, tmp_path):
     place = tmp_path / "scheduler.json"
     options = ["--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(place)]
     process = start([*MODULE, "distributed.cli.dask_scheduler", *options, "--no-dashboard"])
-    ends = time.monotonic() + LONGEST
-    while not place.is_file():
-        assert time.monotonic() < ends
-        time.sleep(0.01)
+    wait_until(place.is_file, threading.Event())
     address = read_json(place)["address"]
     start([*MODULE, "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard"])
     with distributed.Client(address, set_as_default=False) as client:
         client.wait_for_workers(1, timeout=LONGEST)
-    with ThreadPoolExecutor() as pool:
-        ended = pool.submit(wait_for_end_of, endless, process.kill)
-        with pytest.raises(ChildProcessError, match=f"{address}: the Dask scheduler is gone"):
-            run_on_cluster([endless], address, tmp_path)
-        ended.result()
+    line = f"{address}: the Dask scheduler is gone"
+    with (
+        meanwhile(wait_for_end_of, endless, process.kill),
+        pytest.raises(ChildProcessError, match=line),
+    ):
+        run_on_cluster([endless], address, tmp_path)
 
 
 def test_a_refused_job_says_why_and_stops_the_others(scheduler, start_worker, tmp_path):
@@ -258,7 +286,7 @@ class TestWhatDoesNotFit:
     def test_a_worker_without_the_package(self, scheduler, start_worker, tmp_path):
         """With neither `site` nor the current folder, only its libraries are found."""
         path = os.pathsep.join(entry for entry in sys.path if entry.endswith("site-packages"))
-        start_worker(before=[sys.executable, "-S", "-P", "-m"], PYTHONPATH=path)
+        start_worker("--nthreads", "1", before=[sys.executable, "-S", "-P", "-m"], PYTHONPATH=path)
         self.refuse(scheduler, "cannot use the package .No module named 'skinlesion'", tmp_path)
 
     def test_a_worker_that_takes_several_jobs(self, scheduler, start_worker, tmp_path):
@@ -277,6 +305,12 @@ class TestWhatDoesNotFit:
         command = ["predict", "--run", "r", "x.jpg", "--out", "p.csv", "--isic", "--scheduler", "s"]
         assert main(command) == 2
         assert "--isic predicts in one process" in capsys.readouterr().err
+
+
+def test_a_job_whose_parent_is_gone_before_it_begins_ends_at_once():
+    command = [*MODULE, "skinlesion", "--version"]
+    ended = subprocess.run(command, env=os.environ | {"SKINLESION_PARENT": "0"}, check=False)
+    assert ended.returncode == -signal.SIGKILL
 
 
 def test_the_nanny_presets_do_not_reach_a_job(monkeypatch):

@@ -130,36 +130,36 @@ def _check_workers(
     client: Any, scheduler: str, shared: Path, needed: Sequence[Path]
 ) -> tuple[dict[str, int], int]:
     """Check the scheduler and each worker; return what a job asks for, and how many can do it."""
-    marker = write_text(shared / f".cluster_{uuid.uuid4().hex}", "").absolute()
-    try:
-        paths = [Path.cwd(), marker, *(path.absolute() for path in needed)]
-        packages = client.get_versions()["scheduler"]["packages"]
-        _require_same_versions(scheduler, packages | {"skinlesion": __version__})
-        for worker, answer in client.run(_look, paths, on_error="return").items():
-            if isinstance(answer, Exception):
-                raise InputError(f"{worker}: this worker cannot use the package ({answer})")
-            versions, missing = answer
-            _require_same_versions(worker, versions)
-            named = [str(shared if path == marker else path) for path in missing]
-            if named:
-                raise InputError(
-                    f"{worker}: this worker does not see {name_some(named)}; all workers need the "
-                    "same files under the same paths"
-                )
-    finally:
-        marker.unlink()
-    found = _list_workers(client, {GPU: 1})
-    resources = {GPU: 1} if found else {}
-    able = found or _list_workers(client, {})
+    packages = client.get_versions()["scheduler"]["packages"]
+    _require_same_versions(scheduler, packages | {"skinlesion": __version__})
+    with_gpu = _list_workers(client, {GPU: 1})
+    able = with_gpu or _list_workers(client, {})
     if not able:
         raise InputError(f"{scheduler}: has no worker; start some: dask worker {scheduler}")
     for worker, state in able.items():
-        if (state["resources"][GPU] if resources else state["nthreads"]) != 1:
+        if (state["resources"][GPU] if with_gpu else state["nthreads"]) != 1:
             raise InputError(
                 f"{worker}: this worker would do several jobs at once; start it with "
-                f"{'--resources GPU=1' if resources else '--nthreads 1 or --resources GPU=1'}"
+                f"{'--resources GPU=1' if with_gpu else '--nthreads 1 or --resources GPU=1'}"
             )
-    return resources, len(able)
+    marker = write_text(shared / f".cluster_{uuid.uuid4().hex}", "").absolute()
+    paths = [Path.cwd(), marker, *(path.absolute() for path in needed)]
+    try:
+        answers = client.run(_look, paths, workers=list(able), on_error="return")
+    finally:
+        marker.unlink()
+    for worker, answer in answers.items():
+        if isinstance(answer, Exception):
+            raise InputError(f"{worker}: this worker cannot use the package ({answer})")
+        versions, missing = answer
+        _require_same_versions(worker, versions)
+        if missing:
+            named = [str(shared if path == marker else path) for path in missing]
+            raise InputError(
+                f"{worker}: this worker does not see {name_some(named)}; all workers need the "
+                "same files under the same paths"
+            )
+    return {GPU: 1} if with_gpu else {}, len(able)
 
 
 def _look(paths: Sequence[Path]) -> tuple[dict[str, str], list[Path]]:
