@@ -50,8 +50,7 @@ def cross_validate(
         splits: a split file.
         time_limit: hours from now after which training stops; the same call continues it.
         allow_incomplete: as for `Run`.
-        scheduler: address of a Dask scheduler, such as `tcp://HOST:8786`, whose workers train;
-            None: one training after the other on this machine.
+        scheduler: address of a Dask scheduler whose workers train; None: this machine trains.
 
     Returns:
         What `evaluation/metrics.json` holds; None if the time limit stopped the training.
@@ -66,17 +65,31 @@ def cross_validate(
     table = load_metadata(source, allow_incomplete=allow_incomplete)
     made = _make_splits(table, config, folds, splits)
     jobs = _plan(made, out, source, config, seeds, allow_incomplete=allow_incomplete)
+    if not _train(jobs, out, source, config, scheduler=scheduler, time_limit=time_limit):
+        return None
+    if splits:
+        return _evaluate_ensemble([job.place for job in jobs], out, source)
+    return _evaluate_folds(jobs, out, source, seeds=len(seeds))
+
+
+def _train(
+    jobs: Sequence[Job],
+    out: Path,
+    source: Path,
+    config: Config,
+    *,
+    scheduler: str | None,
+    time_limit: float | None,
+) -> bool:
+    """Train on the cluster of a scheduler, or one after the other here; False at the time limit."""
     if scheduler:
-        needed = [source, *([Path(config.weights)] if Path(config.weights).is_file() else [])]
+        needed = [source, *filter(Path.is_file, [Path(config.weights)])]
         done = run_on_cluster(jobs, scheduler, out, needed=needed, time_limit=time_limit)
     else:
         done = run_jobs(jobs, time_limit=time_limit)
     if not done:
         say("cross-validate: stopped at the time limit; the same command continues from here")
-        return None
-    if splits:
-        return _evaluate_ensemble([job.place for job in jobs], out, source)
-    return _evaluate_folds(jobs, out, source, seeds=len(seeds))
+    return done
 
 
 def _make_splits(
