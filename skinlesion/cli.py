@@ -267,9 +267,9 @@ def predict(
     scheduler: Scheduler = None,
 ) -> None:
     """Predict images; status 1 if some cannot be read."""
-    if isic and scheduler:
+    if isic and scheduler is not None:
         raise InputError("--isic predicts in one process: omit --scheduler")
-    if scheduler:
+    if scheduler is not None:
         from skinlesion.demo.shards import predict_on_cluster
 
         table = predict_on_cluster(run, paths, out, scheduler)

@@ -82,7 +82,7 @@ def _train(
     time_limit: float | None,
 ) -> bool:
     """Train on the cluster of a scheduler, or one after the other here; False at the time limit."""
-    if scheduler:
+    if scheduler is not None:
         needed = [source, *filter(Path.is_file, [Path(config.weights)])]
         done = run_on_cluster(jobs, scheduler, out, needed=needed, time_limit=time_limit)
     else:

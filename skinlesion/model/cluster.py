@@ -4,6 +4,7 @@ Dask (https://distributed.dask.org) decides which worker does which job, and giv
 killed worker to another one. Each job is a process of its own, as in `jobs.py`.
 """
 
+import asyncio
 import logging
 import os
 import subprocess
@@ -11,6 +12,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -107,6 +109,8 @@ def _connect(scheduler: str) -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other versions: they are compared below
+            with ThreadPoolExecutor(1) as pool:  # a notebook has an event loop already
+                pool.submit(asyncio.run, _greet(scheduler)).result()
             client = Client(scheduler, timeout=ANSWER, set_as_default=False)
     except (OSError, ValueError) as error:
         raise InputError(
@@ -124,6 +128,16 @@ def _connect(scheduler: str) -> Iterator[Any]:
     finally:
         with suppress(OSError):
             client.close(timeout=ANSWER)  # its jobs are cancelled
+
+
+async def _greet(scheduler: str) -> None:
+    """Connect once. `Client` itself waits without end for one that accepts and says nothing."""
+    from distributed import Security
+    from distributed.comm import connect
+
+    arguments = Security().get_connection_args("client")
+    comm = await asyncio.wait_for(connect(scheduler, timeout=ANSWER, **arguments), ANSWER)
+    comm.abort()
 
 
 def _check_workers(
@@ -185,10 +199,11 @@ def _require_same_versions(place: str, packages: dict[str, str]) -> None:
 
 def _list_workers(client: Any, resources: dict[str, int]) -> dict[str, Any]:
     """The workers that have this much of each resource."""
-    workers = client.scheduler_info(n_workers=-1)["workers"]
+    # As `client.scheduler_info`, which waits without end for a scheduler that is stopped.
+    found = client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=ALONE)
     return {
         address: state
-        for address, state in workers.items()
+        for address, state in found["workers"].items()
         if all(state["resources"].get(name, 0) >= count for name, count in resources.items())
     }
 
