@@ -287,7 +287,7 @@ class TestWhatDoesNotFit:
         """With neither `site` nor the current folder, only its libraries are found."""
         path = os.pathsep.join(entry for entry in sys.path if entry.endswith("site-packages"))
         start_worker("--nthreads", "1", before=[sys.executable, "-S", "-P", "-m"], PYTHONPATH=path)
-        self.refuse(scheduler, "cannot use the package .No module named 'skinlesion'", tmp_path)
+        self.refuse(scheduler, "this worker cannot use the package .*No module named", tmp_path)
 
     def test_a_worker_that_takes_several_jobs(self, scheduler, start_worker, tmp_path):
         start_worker("--nthreads", "2")
