@@ -194,9 +194,9 @@ For research and education only: not a medical device, not for clinical use."""
 PARAMETERS = """\
 ## Parameters
 
-What each means stands with its step, below. How long Run All takes at full size was not measured.
-For a first trial, set `settings = {"epochs": 2, "image_size": [128, 128], "limit": 500}` and
-`name = "trial"`. Give each further change of the settings or of the code a new `name`."""
+What each means stands with its step, below. For a quick trial, set
+`settings = {"epochs": 2, "limit": 500}` and `name = "trial"`. Give each further change of the
+settings or of the code a new `name`."""
 
 
 def describe_kernel(name: str, user: str) -> dict[str, Any]:
