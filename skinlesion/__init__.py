@@ -67,7 +67,7 @@ _HOMES = {
     "evaluation.evaluate": (
         "evaluate",
         "evaluate_external",
-        "evaluate_together",
+        "evaluate_folds",
     ),
     "evaluation.ensemble_run": ("make_ensemble",),
     "evaluation.cross_validate": ("cross_validate",),

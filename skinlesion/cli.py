@@ -191,8 +191,7 @@ def calibrate(run: RunFolder, data: Data = None, costs: Costs = None) -> None:
 
 @command("evaluate", "--run runs/first --data images --tta")
 def evaluate(
-    run: Annotated[list[Path], option("RUN", "Trained run; more can follow.")],
-    more: Annotated[list[Path] | None, typer.Argument(metavar="RUN", help="More runs.")] = None,
+    run: RunFolder,
     data: Data = None,
     tta: Annotated[bool, flag("--tta", "Average over mirrored and turned images.")] = False,
     shifts: Annotated[
@@ -201,36 +200,26 @@ def evaluate(
     images: Annotated[Path | None, option("DIR", "Images of an external test set.")] = None,
     truth: Annotated[Path | None, option("CSV", "Their truth, in the ISIC form.")] = None,
     metadata: Metadata = None,
-    out: Annotated[
-        Path | None, option("DIR", "For results of several runs, or on external images.")
-    ] = None,
+    out: Annotated[Path | None, option("DIR", "For results on external images.")] = None,
 ) -> None:
-    """Evaluate a run on its test images.
-
-    Several runs are evaluated as an ensemble, or as the folds of a cross-validation. --images and
-    --truth evaluate on an external test set.
-    """
-    runs = [*run, *(more or ())]
-    alone = len(runs) == 1 and images is None
+    """Evaluate a run on its test images; --images and --truth name an external test set."""
     if (images is None) != (truth is None):
         raise InputError("--images and --truth belong together: give both or none")
-    if alone and out:
-        raise InputError("the results of a run go to its own folder: omit --out")
-    if shifts and not alone:
-        raise InputError("--shifts is for one run on its own test images")
-    if not (alone or out):
+    if images and shifts:
+        raise InputError("--shifts is for the test images of the run")
+    if images and not out:
         raise InputError("name a folder for the results with --out DIR")
+    if out and not images:
+        raise InputError("the results of a run go to its own folder: omit --out")
     from skinlesion.evaluation import evaluate as steps
     from skinlesion.evaluation.report import describe_metrics
     from skinlesion.model.run import Run
 
     if images and truth and out:
-        steps.evaluate_external(runs, images, truth, out, metadata=metadata, tta=tta)
-    elif out:
-        steps.evaluate_together(runs, out, data=data, tta=tta)
+        steps.evaluate_external(run, images, truth, out, metadata=metadata, tta=tta)
     else:
-        metrics = steps.evaluate(runs[0], data=data, tta=tta, shifts=shifts)
-        print(describe_metrics(metrics, Run.find(runs[0]).info))
+        metrics = steps.evaluate(run, data=data, tta=tta, shifts=shifts)
+        print(describe_metrics(metrics, Run.find(run).info))
 
 
 @command("score", "--predictions predictions.csv --truth truth.csv --out score")

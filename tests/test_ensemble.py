@@ -12,12 +12,14 @@ from conftest import TINY
 
 from skinlesion.config import make_config
 from skinlesion.data.dataset import list_images, load_metadata
+from skinlesion.data.ham10000 import HAM10000
+from skinlesion.data.isic_csv import read_isic, write_isic
 from skinlesion.data.split import make_split, split_rest
 from skinlesion.demo.predict import predict_image
 from skinlesion.evaluation.calibration import calibrate, load_calibration
 from skinlesion.evaluation.compare import compare
 from skinlesion.evaluation.ensemble_run import make_ensemble
-from skinlesion.evaluation.evaluate import evaluate, evaluate_together
+from skinlesion.evaluation.evaluate import evaluate, evaluate_external, evaluate_folds
 from skinlesion.evaluation.export import export
 from skinlesion.evaluation.gradcam import compute_grad_cam
 from skinlesion.evaluation.temperature import fit_temperature
@@ -70,6 +72,17 @@ def test_probabilities_are_the_mean_of_the_members(members, ensemble, images):
     assert np.allclose(Predictor.load(ensemble).predict_images(images).y_prob, expected, atol=1e-6)
     whole = ensemble.load_model().predict_on_batch(images.astype("float32"))
     assert np.allclose(whole, expected, atol=1e-6)
+
+
+def test_it_is_evaluated_on_other_images_as_a_run_is(members, ensemble, sample, tmp_path):
+    rows = load_metadata(sample).sort_values("image_id").iloc[:9]
+    truth = tmp_path / "truth.csv"
+    write_isic(truth, list(rows["image_id"]), np.eye(7)[rows["label"]], HAM10000)
+    assert evaluate_external(ensemble, sample, truth, tmp_path / "out")["n"] == 9
+    _, y_prob = read_isic(tmp_path / "out" / "predictions.csv", HAM10000)
+    paths = list(rows["path"])
+    expected = np.mean([Predictor.load(run).predict_files(paths).y_prob for run in members], axis=0)
+    assert np.allclose(y_prob, expected, atol=1e-6)
 
 
 def test_it_is_calibrated_on_what_no_used_member_was_trained_on(members, ensemble, split):
@@ -200,4 +213,4 @@ def test_a_missing_fold_is_noticed(members, sample, split, tmp_path):
         for number, run in enumerate(members, start=1)
     ]
     with pytest.raises(InputError, match=r"of 84 images are in no test \(.*\): a fold is missing"):
-        evaluate_together(folds, tmp_path / "out", data=sample)
+        evaluate_folds(folds, tmp_path / "out", data=sample)

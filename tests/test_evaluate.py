@@ -1,4 +1,4 @@
-"""The steps that evaluate, over real files: evaluate, score, compare, ensembles and folds."""
+"""The steps that evaluate, over real files: evaluate, score, compare and folds."""
 
 import json
 import shutil
@@ -20,9 +20,10 @@ from skinlesion.diagnoses import SYNTHETIC_NOTE
 from skinlesion.evaluation.calibration import calibrate, load_calibration
 from skinlesion.evaluation.compare import compare
 from skinlesion.evaluation.evaluate import (
+    FOLDS_NOTE,
     evaluate,
     evaluate_external,
-    evaluate_together,
+    evaluate_folds,
 )
 from skinlesion.evaluation.score import score
 from skinlesion.evaluation.temperature import apply_temperature
@@ -226,12 +227,12 @@ class TestExternal:
         split = read_split(trained_run / "splits.csv").set_index("image_id")["split"]
         seen = sum(split[name] != "test" for name in read_isic(truth, HAM10000)[0])
         for run in (trained_run, trained_run / "model"):
-            evaluate_external([run], truth.parent / "images", truth, tmp_path / "out")
+            evaluate_external(run, truth.parent / "images", truth, tmp_path / "out")
             said = capsys.readouterr().out
             assert f"was trained or chosen on {seen} of these 21 images" in said
 
     def test_one_run_on_other_images(self, trained_run, truth, tmp_path, sample):
-        metrics = evaluate_external([trained_run], truth.parent / "images", truth, tmp_path / "out")
+        metrics = evaluate_external(trained_run, truth.parent / "images", truth, tmp_path / "out")
         assert (metrics["n"], metrics["lesions"]) == (21, 21)
         assert not (tmp_path / "out" / "model_card.md").exists()
         names, y_prob = read_isic(tmp_path / "out" / "predictions.csv", HAM10000)
@@ -244,7 +245,7 @@ class TestExternal:
 
     def test_metadata_gives_lesions_and_subgroups(self, trained_run, truth, tmp_path, sample):
         metrics = evaluate_external(
-            [trained_run / "model"],
+            trained_run / "model",
             truth.parent / "images",
             truth,
             tmp_path / "out",
@@ -253,25 +254,12 @@ class TestExternal:
         assert metrics["lesions"] < 21
         assert (tmp_path / "out" / "subgroups.csv").is_file()
 
-    def test_several_runs_are_averaged_after_calibration(
-        self, trained_run, second_run, truth, tmp_path
-    ):
-        runs = [trained_run, second_run]
-        metrics = evaluate_external(runs, truth.parent / "images", truth, tmp_path / "out")
-        names, y_prob = read_isic(tmp_path / "out" / "predictions.csv", HAM10000)
-        paths = [truth.parent / "images" / f"{name}.jpg" for name in names]
-        expected = np.mean([calibrated(run, paths) for run in runs], axis=0)
-        assert np.allclose(y_prob, expected, atol=1e-6)
-        assert list(metrics["variants"]) == [str(trained_run), str(second_run), "ensemble"]
-        ensemble = metrics["variants"]["ensemble"]
-        assert json.dumps(ensemble) == json.dumps(metrics["overall"])
-
     def test_a_missing_image_is_named(self, trained_run, truth, tmp_path):
         names, y_prob = read_isic(truth, HAM10000)
         write_isic(tmp_path / "t.csv", [*names[1:], "ISIC_absent"], y_prob, HAM10000)
         with pytest.raises(InputError, match=r"1 of 21 images of t\.csv are missing: ISIC_absent"):
             evaluate_external(
-                [trained_run], truth.parent / "images", tmp_path / "t.csv", tmp_path / "out"
+                trained_run, truth.parent / "images", tmp_path / "t.csv", tmp_path / "out"
             )
 
     def test_metadata_of_another_diagnosis_is_refused(self, trained_run, truth, tmp_path, sample):
@@ -282,21 +270,7 @@ class TestExternal:
             score(truth, truth, tmp_path / "out", metadata=tmp_path / "m.csv")
 
 
-class TestTogether:
-    def test_runs_of_one_test_set_are_an_ensemble(self, two_runs, sample, tmp_path, capsys):
-        with pytest.raises(InputError, match="given more than once"):
-            evaluate_together([*two_runs, two_runs[0] / "model"], tmp_path, data=sample)
-        metrics = evaluate_together(two_runs, tmp_path / "out", data=sample)
-        names, y_prob = read_isic(tmp_path / "out" / "predictions.csv", HAM10000)
-        paths = load_metadata(sample).set_index("image_id").loc[names, "path"].tolist()
-        expected = np.mean([calibrated(run, paths) for run in two_runs], axis=0)
-        assert np.allclose(y_prob, expected, atol=1e-5)
-        assert list(metrics["variants"]) == [*map(str, two_runs), "ensemble"]
-        alone = json.loads((two_runs[0] / "evaluation" / "metrics.json").read_text())
-        member = metrics["variants"][str(two_runs[0])]["macro_auc"]["value"]
-        assert member == pytest.approx(alone["overall"]["macro_auc"]["value"])
-        assert "2 runs as an ensemble" in capsys.readouterr().out
-
+class TestFolds:
     def test_folds_predict_each_image_by_the_model_that_has_not_seen_it(
         self, sample, tmp_path, capsys
     ):
@@ -306,9 +280,9 @@ class TestTogether:
             splits = tmp_path / f"{fold}.csv"
             write_split(sample, splits, fold=(fold, 2))
             runs.append(train_calibrated(sample, tmp_path / f"run{fold}", config, splits=splits))
-        metrics = evaluate_together(runs, tmp_path / "out", data=sample)
+        metrics = evaluate_folds(runs, tmp_path / "out", data=sample)
         assert metrics["n"] == 84
-        assert "2 runs as folds" in capsys.readouterr().out
+        assert FOLDS_NOTE in capsys.readouterr().out
         names, y_prob = read_isic(tmp_path / "out" / "predictions.csv", HAM10000)
         tested = read_split(runs[0] / "splits.csv").query("split == 'test'")["image_id"]
         paths = load_metadata(sample).set_index("image_id").loc[list(tested), "path"]
@@ -322,7 +296,9 @@ class TestTogether:
         split.loc[first, "split"] = "train"
         split.to_csv(other / "splits.csv", index=False)
         with pytest.raises(InputError, match="some test images in common"):
-            evaluate_together([runs[0], other], tmp_path / "out2", data=sample)
+            evaluate_folds([runs[0], other], tmp_path / "out2", data=sample)
+        with pytest.raises(InputError, match="given more than once"):
+            evaluate_folds([*runs, runs[0] / "model"], tmp_path / "out2", data=sample)
 
 
 class TestScore:

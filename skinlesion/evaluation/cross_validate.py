@@ -146,14 +146,14 @@ def _keep_split(csv: Path, split: pd.DataFrame) -> Path:
 
 def _evaluate_folds(jobs: Sequence[Job], out: Path, source: Path, *, seeds: int) -> dict[str, Any]:
     """Evaluate each fold on its own test, then all test images together."""
-    from skinlesion.evaluation.evaluate import evaluate_together
+    from skinlesion.evaluation.evaluate import evaluate_folds
 
     runs = [job.place for job in jobs]
     if seeds > 1:
         groups = [runs[start : start + seeds] for start in range(0, len(runs), seeds)]
         runs = [make_ensemble(group[0].parent, group).folder for group in groups]
     _write_table(runs, out, source)
-    return evaluate_together(runs, out / "evaluation", data=source)
+    return evaluate_folds(runs, out / "evaluation", data=source)
 
 
 def _evaluate_ensemble(runs: Sequence[Path], out: Path, source: Path) -> dict[str, Any]:

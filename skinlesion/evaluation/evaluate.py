@@ -1,4 +1,4 @@
-"""The steps that evaluate: a run, an external test set, or several runs.
+"""The steps that evaluate: a run, on its test or an external one, or the folds of several.
 
 Each reads files and writes files, and can be repeated. The test images of a run are predicted once.
 """
@@ -91,7 +91,7 @@ def evaluate(
 
 
 def evaluate_external(
-    runs: Sequence[Path],
+    run: str | Path | Run,
     images: Path,
     truth: Path,
     out: Path,
@@ -99,10 +99,10 @@ def evaluate_external(
     metadata: Path | None = None,
     tta: bool = False,
 ) -> dict[str, Any]:
-    """Test one run, or several as an ensemble, on other images with known diagnoses.
+    """Test a run on other images with known diagnoses.
 
     Args:
-        runs: runs or saved models; several are averaged after calibration.
+        run: a calibrated run, also an ensemble, or a saved model.
         images: folder with the images somewhere below it.
         truth: CSV file in ISIC form; its images are evaluated.
         out: folder to fill. The checklist of a run names such folders in the run's own folder.
@@ -112,9 +112,8 @@ def evaluate_external(
     Raises:
         InputError: an image of the truth is missing, or the files do not fit each other.
     """
-    found = _find_runs(runs)
-    info = found[0].info
-    rows = read_truth_rows(truth, info, metadata)
+    run = Run.find(run)
+    rows = read_truth_rows(truth, run.info, metadata)
     paths = list_images(images)
     missing = sorted(set(rows["image_id"]) - set(paths))
     if missing:
@@ -123,68 +122,49 @@ def evaluate_external(
             f"{name_some(missing)}"
         )
     rows = rows.assign(path=rows["image_id"].map(paths))
-    members, calibrated = {}, []
-    for run in found:
-        calibration = load_calibration(run)
-        _warn_of_leak(run, rows)
-        say(f"evaluate: predicting {len(rows):,} images with {run}")
-        y_prob = Predictor.load(run).predict_files(list(rows["path"]), tta=tta).y_prob
-        members[str(run)] = y_prob
-        calibrated.append(apply_temperature(y_prob, calibration.temperature))
-    options: dict[str, Any] = {"calibration": calibration}
-    if len(found) > 1:
-        y_prob = np.mean(calibrated, axis=0)
-        options = {"variants": members | {"ensemble": y_prob}}
-    options["extra"] = {"external": {"truth": truth.name}}
-    write_isic(out / "predictions.csv", list(rows["image_id"]), y_prob, info)
-    metrics = write_report(out, rows, y_prob, info, **options)
-    say_results(metrics, info, out)
+    calibration = load_calibration(run)
+    _warn_of_leak(run, rows)
+    say(f"evaluate: predicting {len(rows):,} images with {run}")
+    y_prob = Predictor.load(run).predict_files(list(rows["path"]), tta=tta).y_prob
+    write_isic(out / "predictions.csv", list(rows["image_id"]), y_prob, run.info)
+    extra = {"external": {"truth": truth.name}}
+    metrics = write_report(out, rows, y_prob, run.info, calibration=calibration, extra=extra)
+    say_results(metrics, run.info, out)
     return metrics
 
 
-def evaluate_together(
-    runs: Sequence[Path], out: Path, *, data: str | Path | None = None, tta: bool = False
+def evaluate_folds(
+    runs: Sequence[Path], out: Path, *, data: str | Path | None = None
 ) -> dict[str, Any]:
-    """Evaluate several runs, as an ensemble on one test set or as folds of a cross-validation.
+    """Evaluate the folds of a cross-validation together.
 
-    Runs with the same test images are an ensemble: their calibrated probabilities are averaged.
-    Runs without common test images are folds: each image is predicted by the one model that has
-    not seen it.
+    Each image is predicted by the one model that has not seen it. The probabilities of each fold
+    are brought to its own temperature.
 
     Args:
-        runs: trained and calibrated runs, two or more.
+        runs: trained and calibrated runs, two or more, without common test images.
         out: folder to fill.
         data: the dataset; None: the first run's own, else as `find_dataset`.
-        tta: predict with test-time augmentation.
 
     Raises:
         InputError: some test images are common, so that one model was trained on what another one
             is tested on; or a fold is missing.
     """
     found = _find_runs(runs)
-    is_ensemble = _have_same_test_images(found)
+    _require_all_folds(found)
     source = find_dataset(data or found[0].dataset)
-    parts, members, calibrated = [], {}, []
+    parts, calibrated = [], []
     for run in found:
         rows = run.rows("test")[["image_id"]].merge(run.load_dataset(source), on="image_id")
         rows = rows.sort_values("image_id", ignore_index=True)
-        y_prob = _predict_test(run, rows, tta=tta)
+        y_prob = _predict_test(run, rows)
         parts.append(rows)
-        members[str(run)] = y_prob
         calibrated.append(apply_temperature(y_prob, load_calibration(run).temperature))
-    if is_ensemble:
-        rows, y_prob = parts[0], np.mean(calibrated, axis=0)
-        variants = members | {"ensemble": y_prob}
-    else:
-        rows, y_prob = pd.concat(parts, ignore_index=True), np.concatenate(calibrated)
-        variants = {}
+    rows, y_prob = pd.concat(parts, ignore_index=True), np.concatenate(calibrated)
     info = found[0].info
     write_isic(out / "predictions.csv", list(rows["image_id"]), y_prob, info)
-    say(f"evaluate: {len(found)} runs as {'an ensemble' if is_ensemble else 'folds'}")
-    extra = {} if is_ensemble else {"note": FOLDS_NOTE}
-    metrics = write_report(out, rows, y_prob, info, variants=variants, extra=extra)
-    if not is_ensemble:
-        say(FOLDS_NOTE)
+    metrics = write_report(out, rows, y_prob, info, extra={"note": FOLDS_NOTE})
+    say(FOLDS_NOTE)
     say_results(metrics, info, out)
     return metrics
 
@@ -204,15 +184,13 @@ def _find_runs(runs: Sequence[Path]) -> list[Run]:
     return found
 
 
-def _have_same_test_images(runs: Sequence[Run]) -> bool:
-    """Whether all test images are the same; False if none is the same for two runs."""
+def _require_all_folds(runs: Sequence[Run]) -> None:
+    """Refuse runs of which two have a common test image, or whose tests are not all images."""
     tested = [set(run.rows("test")["image_id"]) for run in runs]
-    if all(ids == tested[0] for ids in tested):
-        return True
     if any(one & other for one, other in combinations(tested, 2)):
         raise InputError(
-            "the runs have some test images in common: train them on one split, or on the folds of "
-            "one (split --fold K/N)"
+            "the runs have some test images in common: train them on the folds of one split "
+            "(split --fold K/N)"
         )
     known = set[str]().union(*(run.split["image_id"] for run in runs))
     untested = sorted(known.difference(*tested))
@@ -221,7 +199,6 @@ def _have_same_test_images(runs: Sequence[Run]) -> bool:
             f"the runs are folds, but {len(untested):,} of {len(known):,} images are in no test "
             f"({name_some(untested)}): a fold is missing, or one belongs to another split"
         )
-    return False
 
 
 def _make_pages(run: Run, metrics: dict[str, Any]) -> dict[str, str]:
@@ -266,10 +243,8 @@ def _predict_with_tta(predictor: Predictor, run: Run, rows: pd.DataFrame) -> np.
     return run.read_predictions("test", image_ids, tta=True)
 
 
-def _predict_test(run: Run, rows: pd.DataFrame, *, tta: bool) -> np.ndarray:
+def _predict_test(run: Run, rows: pd.DataFrame) -> np.ndarray:
     """The test predictions of one of several runs, made if they do not exist."""
-    if tta:
-        return _predict_with_tta(Predictor.load(run), run, rows)
     if run.has_predictions("test"):
         return run.read_predictions("test", list(rows["image_id"]))
     say(f"evaluate: predicting {len(rows):,} test images with {run}")

@@ -153,7 +153,8 @@ def plot_roc_curves(
     for truth, score, style in _list_curves(y_true, y_prob, metrics, info, "auc"):
         ax.plot(*roc_curve(truth, score)[:2], **style)
     ax.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC, one class against the rest")
-    ax.legend(fontsize=7, loc="lower right", title="AUC, 95 % interval", title_fontsize=7)
+    if len(ax.lines) > 1:  # images of one class alone have no curve
+        ax.legend(fontsize=7, loc="lower right", title="AUC, 95 % interval", title_fontsize=7)
     return ax
 
 
@@ -172,7 +173,9 @@ def plot_precision_recall_curves(
     ax.set(xlabel="sensitivity (recall)", ylabel="PPV (precision)", ylim=(0, 1.03))
     ax.set_title("Precision and recall, one class against the rest")
     title = "average precision, 95 % interval"
-    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), title=title, title_fontsize=7)
+    if ax.lines:
+        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+        ax.legend(fontsize=7, title=title, title_fontsize=7, **place)
     return ax
 
 
