@@ -99,7 +99,8 @@ class Config(BaseModel):
     early_stopping_patience: int = Field(
         default=6,
         ge=1,
-        description="epochs without a lower validation loss before training stops",
+        description='with "plateau": epochs without a lower validation loss before training stops; '
+        'the best epoch is kept. "cosine" goes to its end, and the last epoch is kept',
     )
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = Field(
         default="auto",

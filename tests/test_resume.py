@@ -109,7 +109,7 @@ def test_no_room_for_a_checkpoint_loses_nothing(command, uninterrupted, tmp_path
     )
     assert failed.returncode == 2
     assert failed.stderr.splitlines()[-1].startswith("error: ")
-    assert "best_0001.npz: cannot be written" in failed.stderr
+    assert "epoch_0001.npz: cannot be written" in failed.stderr
     assert not list((run / "checkpoints").iterdir())
     subprocess.run(ours, capture_output=True, check=True)
     pd.testing.assert_frame_equal(history(run), history(uninterrupted))
@@ -163,6 +163,7 @@ def test_an_early_stop_that_was_kept_is_not_trained_on(sample, tmp_path, monkeyp
         limit=14,
         scratch_learning_rate=0.1,
         early_stopping_patience=1,
+        schedule="plateau",
         deterministic=True,
     )
     expected = train(sample, tmp_path / "whole", config)

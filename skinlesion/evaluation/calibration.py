@@ -1,6 +1,6 @@
 """What is fitted on the validation images: temperature, thresholds, prediction sets, OOD limits.
 
-The validation images also chose the best epoch, so everything looks a little better on them than it
+Training also chose by the validation images, so everything looks a little better on them than it
 is. Only the measurement on the test images counts.
 """
 

@@ -31,6 +31,9 @@ def make_callbacks(
 ) -> list[keras.callbacks.Callback]:
     """Make the callbacks of a training run.
 
+    With the cosine schedule, training goes to its end, and the last weights are the result: the
+    epoch of the lowest validation loss was worse (docs/experiments.md).
+
     Keras calls them in this order: `Resume` sees the state of those before it. `Resume` also writes
     the history, because Keras' `CSVLogger` repeats or loses a row after an interruption.
 
@@ -39,17 +42,19 @@ def make_callbacks(
         config: the settings.
         time_limit: hours from now after which training stops; None: no limit.
     """
-    stopping = keras.callbacks.EarlyStopping(
-        monitor="val_loss", patience=config.early_stopping_patience, restore_best_weights=True
-    )
-    watchers: list[keras.callbacks.Callback] = [stopping]
+    watchers: list[keras.callbacks.Callback] = []
     if config.schedule == "plateau":
-        # The original notebook's: its floor equals its learning rate, so that it never acts.
-        watchers.append(
+        watchers = [
+            keras.callbacks.EarlyStopping(
+                monitor="val_loss",
+                patience=config.early_stopping_patience,
+                restore_best_weights=True,
+            ),
+            # The original notebook's: its floor equals its learning rate, so that it never acts.
             keras.callbacks.ReduceLROnPlateau(
                 monitor="val_accuracy", patience=4, factor=0.5, min_lr=1e-4
-            )
-        )
+            ),
+        ]
     limit = TimeLimit(math.inf if time_limit is None else 3600 * time_limit)
     return [
         keras.callbacks.TerminateOnNaN(),
@@ -153,7 +158,7 @@ class Resume(keras.callbacks.Callback):
         run: its `checkpoints/` and `history.csv` are used. If it is finished, its saved model is
             restored, and no epoch is left.
         seed: of the run.
-        watchers: callbacks whose state is kept; the first one is EarlyStopping.
+        watchers: callbacks whose state is kept; if there are any, the first is EarlyStopping.
         limit: tells whether an epoch was cut short; such an epoch is not kept.
     """
 
@@ -188,9 +193,9 @@ class Resume(keras.callbacks.Callback):
         for watcher, values in zip(self.watchers, state["watchers"], strict=True):
             for name, value in values.items():
                 setattr(watcher, name, value)
-        stopping = self.watchers[0]
-        with np.load(self.checkpoints / f"best_{stopping.best_epoch + 1:04}.npz") as arrays:
-            stopping.best_weights = list(arrays.values())
+        for stopping in self.watchers[:1]:
+            with np.load(self._best_path(stopping)) as arrays:
+                stopping.best_weights = list(arrays.values())
         say(f"train: continuing after epoch {epoch}")
         # As BackupAndRestore does. A training that had stopped has no epoch left.
         self.model._initial_epoch = self.params["epochs"] if state["is_over"] else epoch
@@ -215,12 +220,8 @@ class Resume(keras.callbacks.Callback):
         self._write_history()
 
     def _save(self, epoch: int) -> None:
-        stopping = self.watchers[0]
-        best = self.checkpoints / f"best_{stopping.best_epoch + 1:04}.npz"
-        # Not as HDF5, whose library crashes the process on a full disk.
-        if stopping.best_epoch == epoch:
-            write_atomically(best, lambda part: np.savez(part, *stopping.best_weights))
         last = self.checkpoints / f"epoch_{epoch + 1:04}.npz"
+        named = [last, *(self._save_best(stopping, epoch) for stopping in self.watchers[:1])]
         variables = [*self.model.variables, *self.model.optimizer.variables]
         arrays = {str(i): keras.ops.convert_to_numpy(v) for i, v in enumerate(variables)}
         write_atomically(last, lambda part: np.savez(part, **arrays))
@@ -235,8 +236,18 @@ class Resume(keras.callbacks.Callback):
         # Written last: whatever it names is there.
         write_json(self.checkpoints / "state.json", state)
         for path in self.checkpoints.glob("*.npz"):
-            if path not in (best, last):
+            if path not in named:
                 path.unlink()
+
+    def _save_best(self, stopping: keras.callbacks.Callback, epoch: int) -> Path:
+        best = self._best_path(stopping)
+        # Not as HDF5, whose library crashes the process on a full disk.
+        if stopping.best_epoch == epoch:
+            write_atomically(best, lambda part: np.savez(part, *stopping.best_weights))
+        return best
+
+    def _best_path(self, stopping: keras.callbacks.Callback) -> Path:
+        return self.checkpoints / f"best_{stopping.best_epoch + 1:04}.npz"
 
     def _write_history(self) -> None:
         write_csv(self.run.history_path, pd.DataFrame(self.rows))

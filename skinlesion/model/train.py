@@ -246,7 +246,7 @@ def finish_run(run: Run, model: keras.Sequential, config: Config) -> None:
 
     Args:
         run: the run.
-        model: after `fit`, with the weights of its best epoch.
+        model: after `fit`.
         config: the settings.
     """
     state = None if run.is_finished else read_state(run.checkpoints)
