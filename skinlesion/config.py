@@ -150,7 +150,7 @@ RECIPES = {
     ),
     # A linear probe, then fine-tuning of the upper stages at a low rate with BatchNorm in inference
     # mode: Kumar et al., arXiv:2202.10054, https://keras.io/guides/transfer_learning/. Lower stages
-    # hold general edges and colours: Yosinski et al., arXiv:1411.1792. docs/results.md has the
+    # hold general edges and colours: Yosinski et al., arXiv:1411.1792. docs/experiments.md has the
     # measurements behind each value.
     "default": Config(
         recipe="default",
