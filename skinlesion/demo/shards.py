@@ -104,5 +104,5 @@ def _keep_description(folder: Path, model: Run, files: Sequence[Path], shard: in
 def _read_table(csv: Path, columns: Sequence[str]) -> pd.DataFrame:
     """Read a table of `predict` with the types that it was written from."""
     empty = {name: [""] for name in columns if name not in TEXTS}
-    options = {"float_precision": "round_trip", "dtype": dict.fromkeys(TEXTS, str)}
-    return pd.read_csv(csv, keep_default_na=False, na_values=empty, **options)
+    texts = dict.fromkeys(TEXTS, str)
+    return pd.read_csv(csv, keep_default_na=False, na_values=empty, dtype=texts)
