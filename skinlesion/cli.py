@@ -202,7 +202,10 @@ def evaluate(
     metadata: Metadata = None,
     out: Annotated[Path | None, option("DIR", "For results on external images.")] = None,
 ) -> None:
-    """Evaluate a run on its test images; --images and --truth name an external test set."""
+    """Evaluate a run on its test images.
+
+    --images and --truth evaluate on an external test set.
+    """
     if (images is None) != (truth is None):
         raise InputError("--images and --truth belong together: give both or none")
     if images and shifts:
