@@ -106,7 +106,7 @@ def test_an_external_test_is_named_once_it_was_made(run, sample, tmp_path):
         tmp_path / "truth.csv", [image.stem for image in images], np.eye(7)[[4, 5]], HAM10000
     )
     out = run.folder / "elsewhere"
-    evaluate_external([run.folder], images[0].parent, tmp_path / "truth.csv", out)
+    evaluate_external(run, images[0].parent, tmp_path / "truth.csv", out)
     tripod, clear_derm = read(run)
     assert clear_derm["12"] == "`elsewhere/metrics.json`"
     assert "`elsewhere/metrics.json`" in tripod["16"]
