@@ -19,6 +19,7 @@ from skinlesion.demo import html
 from skinlesion.demo.content import load_content
 from skinlesion.demo.predict import predict_image
 from skinlesion.diagnoses import BY_IMAGE_NOTE
+from skinlesion.evaluation.evaluate import evaluate_folds
 from skinlesion.files import InputError
 from skinlesion.model.run import Run
 
@@ -141,10 +142,9 @@ def test_two_classes_with_malignancy(tmp_path):
     assert result.p_malignant == result.probabilities["basal_cell_carcinoma"]
 
 
-def test_models_of_different_classes_are_not_averaged(finished, trained_run, tmp_path, capsys):
-    runs = ("--run", finished / "run", trained_run)
-    assert main(["evaluate", *map(str, runs), "--out", str(tmp_path)]) == 2
-    assert "were trained on different classes" in capsys.readouterr().err
+def test_models_of_different_classes_are_not_folds(finished, trained_run, tmp_path):
+    with pytest.raises(InputError, match="were trained on different classes"):
+        evaluate_folds([finished / "run", trained_run], tmp_path)
 
 
 class TestAlso:

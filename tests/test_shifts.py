@@ -176,6 +176,6 @@ class TestRun:
     def test_bad_input(self, trained_run, tmp_path, capsys):
         with pytest.raises(InputError, match="on: must be one of validation, test"):
             evaluate_shifts(trained_run, on="train")
-        two = ["evaluate", "--run", str(trained_run), str(tmp_path), "--out", str(tmp_path / "out")]
-        assert main([*two, "--shifts"]) == 2
-        assert "--shifts is for one run on its own test images" in capsys.readouterr().err
+        others = ["--images", str(tmp_path), "--truth", "t.csv", "--out", str(tmp_path / "out")]
+        assert main(["evaluate", "--run", str(trained_run), "--shifts", *others]) == 2
+        assert "--shifts is for the test images of the run" in capsys.readouterr().err
