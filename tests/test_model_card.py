@@ -289,15 +289,22 @@ class TestTraining:
         assert rows["mel"][:2] == ["Melanoma", "malignant"]
         assert f"{len(split)} images of {split['lesion_id'].nunique()} lesions" in card
 
-    def test_names_the_epoch_seed_versions_and_commit(self, real_run):
-        history = pd.read_csv(real_run / "history.csv")
-        worse = history.assign(epoch=2, val_loss=history["val_loss"] + 1)
+    @pytest.mark.parametrize(
+        ("schedule", "kept"),
+        [
+            ("cosine", "the last is kept, with a validation loss of 1.750"),
+            ("plateau", "epoch 1 is kept, with the lowest validation loss, 0.750"),
+        ],
+    )
+    def test_names_the_epoch_seed_versions_and_commit(self, real_run, schedule, kept):
+        history = pd.read_csv(real_run / "history.csv").assign(val_loss=0.75)
+        worse = history.assign(epoch=2, val_loss=1.75)
         pd.concat([history, worse]).to_csv(real_run / "history.csv", index=False)
-        config = json.loads((real_run / "config.json").read_text())["config"] | {"limit": 1400}
+        config = json.loads((real_run / "config.json").read_text())["config"]
+        config |= {"limit": 1400, "schedule": schedule}
         change(real_run / "config.json", commit="0123abc", config=config)
         rows = find_table(make_card(real_run), ["", ""])
-        loss = f"the lowest validation loss, {history['val_loss'][0]:.3f}"
-        assert rows["fitting"] == [f"2 of 1 epochs; epoch 1 is kept, with {loss}"]
+        assert rows["fitting"] == [f"2 of 1 epochs; {kept}"]
         assert (rows["seed"], rows["commit"]) == (["42"], ["0123abc"])
         assert rows["training images"] == ["1,400 at most"]
         assert re.search(r"keras \d", rows["versions"][0])

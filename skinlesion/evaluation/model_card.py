@@ -240,10 +240,14 @@ def _describe_members(run: Run) -> str:
 def _describe_fitting(config: Config, history: pd.DataFrame) -> str:
     if history.empty:
         return "a logistic regression on features of the pretrained network, which is not trained"
+    done = f"{len(history)} of {config.epochs} epochs"
+    if config.schedule == "cosine":
+        loss = history["val_loss"].iloc[-1]
+        return f"{done}; the last is kept, with a validation loss of {loss:.3f}"
     best = history.loc[history["val_loss"].idxmin()]
     return (
-        f"{len(history)} of {config.epochs} epochs; epoch {best['epoch']} is kept, with the lowest "
-        f"validation loss, {best['val_loss']:.3f}"
+        f"{done}; epoch {best['epoch']} is kept, with the lowest validation loss, "
+        f"{best['val_loss']:.3f}"
     )
 
 
