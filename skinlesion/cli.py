@@ -32,7 +32,7 @@ from skinlesion.cli_options import (
 )
 from skinlesion.cli_train import cross_validate, train
 from skinlesion.diagnoses import DISCLAIMER
-from skinlesion.files import InputError, write_csv
+from skinlesion.files import InputError, require_no_folder, write_csv
 from skinlesion.machine import default_weights
 
 FAILURE, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -169,6 +169,7 @@ def near_duplicates(out: OutCsv, data: Data = None, weights: Weights = None) -> 
     from skinlesion.model.resnet50 import compute_features
 
     require_opencv()
+    require_no_folder(out)
     table = load_metadata(find_dataset(data))
     print(f"near-duplicates: describing {len(table):,} images (takes minutes for thousands)")
     chosen = weights or default_weights() or "imagenet"
@@ -214,6 +215,10 @@ def evaluate(
         raise InputError("name a folder for the results with --out DIR")
     if out and not images:
         raise InputError("the results of a run go to its own folder: omit --out")
+    if metadata and not images:
+        raise InputError("--metadata is for external images: omit it")
+    if images and data:
+        raise InputError("--data is for the test images of the run: omit it with --images")
     from skinlesion.evaluation import evaluate as steps
     from skinlesion.evaluation.report import describe_metrics
     from skinlesion.model.run import Run

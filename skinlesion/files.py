@@ -46,8 +46,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     Raises:
         InputError: `path` is a folder, the disk is full, or permission is missing.
     """
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file to write")
+    require_no_folder(path)
     part = name_part(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +115,16 @@ def restore_folder(folder: Path) -> None:
 
 def _name_old(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
+
+
+def require_no_folder(path: Path) -> None:
+    """Check, before what takes long, that a file to write is no folder.
+
+    Raises:
+        InputError: it is one.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file to write")
 
 
 def name_part(path: Path) -> Path:

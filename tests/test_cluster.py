@@ -165,6 +165,7 @@ def test_a_killed_worker_changes_no_figure(local, sample, tmp_path):
         csv = write_csv(whole / "splits" / f"fold_{number}.csv", split)
         calibrate(train(sample, whole / f"fold_{number}" / "seed_42", config, splits=csv), sample)
     cross_validate(sample, whole, config, folds=2)
+    shutil.copytree(whole / "fold_2", killed / "fold_2")  # finished earlier: it is kept
     with meanwhile(kill_worker_of, killed / "fold_1" / "seed_42") as kept:
         cross_validate(sample, killed, config, folds=2, scheduler=local)
     for name in ("folds.csv", "evaluation/metrics.json", "fold_1/seed_42/predictions_test.csv"):
@@ -269,6 +270,8 @@ class TestWhatDoesNotFit:
             self.refuse(address, f"{address}: no Dask scheduler answers there", tmp_path)
         self.refuse(address, f"{address}: no Dask scheduler answers there", tmp_path)
         self.refuse("nonsense://x", "nonsense://x: no Dask scheduler", tmp_path)
+        # Without the settings for TLS:
+        self.refuse("tls://127.0.0.1:1", "tls://127.0.0.1:1: no Dask scheduler", tmp_path)
 
     def test_no_worker(self, scheduler, tmp_path):
         self.refuse(scheduler, f"{scheduler}: has no worker; start some", tmp_path)

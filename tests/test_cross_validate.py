@@ -20,6 +20,7 @@ from skinlesion.data.ham10000 import HAM10000
 from skinlesion.data.isic_csv import read_isic
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import make_split, split_rest, write_split
+from skinlesion.data.synthetic import make_sample
 from skinlesion.evaluation.calibration import calibrate
 from skinlesion.evaluation.cross_validate import cross_validate
 from skinlesion.evaluation.evaluate import FOLDS_NOTE
@@ -54,6 +55,22 @@ def folds_of_two_seeds(sample, tmp_path_factory):
     out = tmp_path_factory.mktemp("seeds") / "folds"
     train_here(sample, out, PROBE, make_folds(sample), seeds=(1, 2))
     return out
+
+
+def test_without_malignant_classes_it_goes_to_its_end(tmp_path):
+    data = make_sample(tmp_path / "drawn", images_per_class=12, classes=3)
+    train_here(data, tmp_path / "folds", PROBE, make_folds(data))
+    metrics = cross_validate(data, tmp_path / "folds", PROBE, folds=2)
+    assert metrics["n"] == 36
+    table = pd.read_csv(tmp_path / "folds" / "folds.csv")
+    assert "malignant_auc" not in table
+    assert table["accuracy"].notna().all()
+
+
+def test_an_ensemble_that_would_be_too_large_is_refused_before_the_first_training(sample, tmp_path):
+    with pytest.raises(InputError, match="21 models would be averaged, and an ensemble has 20"):
+        cross_validate(sample, tmp_path / "folds", PROBE, folds=2, seeds=range(21))
+    assert not (tmp_path / "folds").exists()
 
 
 def test_a_killed_training_dies_with_its_parent_and_ends_with_the_same_figures(

@@ -168,10 +168,25 @@ def test_the_same_ensemble_is_kept_and_another_one_is_made_anew(
     again = make_ensemble(folder, members[::-1])
     assert not (folder / "predictions_test.csv").exists()
     assert [member["seed"] for member in again.members] == [2, 1]
-    # As if killed before the members of the new model were written.
-    described = json.loads((ensemble.folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(described))
-    assert [member["seed"] for member in make_ensemble(folder, members[::-1]).members] == [2, 1]
+
+
+def test_a_kill_while_an_ensemble_is_replaced_never_leaves_it_under_old_names(
+    members, ensemble, tmp_path, monkeypatch
+):
+    def kill(*arguments):
+        raise KeyboardInterrupt
+
+    folder = Path(shutil.copytree(ensemble.folder, tmp_path / "ensemble"))
+    monkeypatch.setattr("skinlesion.evaluation.ensemble_run.save_calibration", kill)
+    with pytest.raises(KeyboardInterrupt):
+        make_ensemble(folder, members[::-1])
+    monkeypatch.undo()
+    with pytest.raises(InputError):
+        predict_image(folder, "lesion.jpg")
+    again = make_ensemble(folder, members)
+    assert again.members == ensemble.members
+    weights = (one.load_model().get_weights() for one in (again, ensemble))
+    assert all(map(np.array_equal, *weights))
 
 
 def change(run, folder, *, split=None, **values):

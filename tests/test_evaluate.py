@@ -318,7 +318,10 @@ class TestScore:
         assert "calibration" not in scored
 
     def test_without_metadata_images_are_lesions_and_this_is_said(self, truth, tmp_path, capsys):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "subgroups.csv").touch()  # of an earlier call with metadata
         metrics = score(truth, truth, tmp_path / "out")
+        assert not (tmp_path / "out" / "subgroups.csv").exists()
         assert metrics["lesions"] == metrics["n"] == 21
         assert metrics["overall"]["balanced_accuracy"]["value"] == 1
         assert "every image counts as a lesion of its own" in capsys.readouterr().out

@@ -138,6 +138,23 @@ class TestTable:
         with pytest.raises(InputError, match=message):
             load_metadata(write(change(rows)))
 
+    def test_columns_of_numbers_with_known_names_are_no_classes(self, write, rows):
+        numbered = rows.assign(diagnosis=rows.index // 2 % 3, age=40)
+        side = rows.assign(patient_id=rows.index // 4)[["image", "patient_id"]]
+        table = load_metadata(write(numbered.drop(columns="lesion_id"), side__csv=side.to_csv()))
+        assert table["dx"].value_counts().to_dict() == {"0": 12, "1": 12, "2": 12}
+        assert table["lesion_id"].nunique() == 9
+        assert set(table["age"]) == {40}
+
+    def test_what_only_looks_like_a_table_is_left_alone(self, write):
+        folder = write()
+        (folder / "folder.csv").mkdir()
+        (folder / "broken.csv").symlink_to("nowhere")
+        assert len(load_metadata(folder)) == 36
+        (folder / "long.csv").write_text("x" * 200_000)
+        with pytest.raises(InputError, match=r"long\.csv: cannot be read as a table"):
+            load_metadata(folder)
+
     def test_a_class_with_one_image_is_named(self, write, rows):
         rare = rows.assign(
             diagnosis=["Rare", *rows["diagnosis"][1:]], lesion_id=["r", *rows["lesion_id"][1:]]
@@ -217,6 +234,8 @@ class TestFolders:
                     save(tmp_path / "parts" / part / name / f"{part}{name}{image}.png", number)
         split = make_split(load_metadata(tmp_path / "parts"))
         assert split["split"].value_counts().to_dict() == {"train": 8, "validation": 8, "test": 8}
+        copied = copy_images(tmp_path / "parts", tmp_path / "copy")
+        assert is_same_split(make_split(load_metadata(copied)), split)
 
     def test_one_name_in_two_classes_is_refused(self, folders):
         save(folders / "Mole" / "1.jpg", 99)

@@ -309,6 +309,14 @@ class TestTraining:
         assert rows["training images"] == ["1,400 at most"]
         assert re.search(r"keras \d", rows["versions"][0])
 
+    def test_names_the_datasets_that_were_added_to_training(self, real_run):
+        added = [{"folder": "/data/isic2019", "fingerprint": "0"}]
+        change(real_run / "config.json", also=added)
+        rows = find_table(make_card(real_run), ["", ""])
+        assert rows["training images"][0].endswith(
+            ", and those of isic2019, which have licences of their own"
+        )
+
     def test_says_no_folder_of_the_machine(self, real_run):
         path = "/home/somebody/weights/resnet.h5"
         described = json.loads((real_run / "config.json").read_text())

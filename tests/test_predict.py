@@ -1,6 +1,7 @@
 """From image files to results, and the command `predict`."""
 
 import dataclasses
+import os
 import shutil
 
 import numpy as np
@@ -192,6 +193,14 @@ def test_every_image_file_of_a_folder_is_listed_and_every_other_one_named(tmp_pa
     assert {path.name for path in list_files([tmp_path])} == images
     (line,) = capsys.readouterr().out.splitlines()
     assert line.endswith("ignored, not image files: more/, notes.txt, report.pdf")
+
+
+def test_what_cannot_be_written_is_refused_before_the_first_prediction(pictures, tmp_path):
+    with pytest.raises(InputError, match="is a folder; name a file to write"):
+        predict(tmp_path / "no_run_is_needed", pictures, tmp_path)
+    shutil.copy(pictures[0], tmp_path / os.fsdecode(b"caf\xe9.jpg"))
+    with pytest.raises(InputError, match=r"not UTF-8: '.*caf\\udce9\.jpg'; rename"):
+        list_files([tmp_path])
 
 
 def test_nothing_to_predict_is_refused(pictures, tmp_path):

@@ -189,6 +189,17 @@ def test_a_later_notebook_does_not_train_past_the_time_limit(begun, config, samp
             find_trained_run(folder, sample, config, train_if_missing=True, time_limit=limit)
 
 
+def test_a_run_that_another_version_began_is_refused(config, sample, tmp_path):
+    """It had one callback more to restore."""
+    stopped = train(sample, tmp_path / "run", config, time_limit=1e-9)
+    state = stopped.checkpoints / "state.json"
+    watchers = {"watchers": [{"wait": 0}], "rows": [], "is_over": False}
+    state.parent.mkdir(exist_ok=True)
+    state.write_text(json.dumps(watchers))
+    with pytest.raises(InputError, match="begun by another version of skinlesion; train again"):
+        train(sample, tmp_path / "run", config)
+
+
 def test_a_run_keeps_its_precision_on_another_device(begun):
     path = begun.folder / "config.json"
     described = path.read_text()

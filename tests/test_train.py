@@ -296,6 +296,11 @@ class TestLinearProbe:
         assert np.allclose(y_prob[:, [1, 4]].sum(axis=1), 1)
         assert set(y_prob.argmax(axis=1)) == {1, 4}
 
+    def test_images_of_one_class_are_refused(self, sample, tmp_path):
+        config = make_config("probe", **self.settings | {"limit": 1})
+        with pytest.raises(InputError, match="training images are all of one class; raise limit"):
+            train(sample, tmp_path / "run", config)
+
     def test_training_starts_from_it(self, sample, conv2_weights, tmp_path):
         """At a rate of nearly 0, the first epoch ends where the linear probe ended."""
         config = tiny(

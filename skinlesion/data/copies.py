@@ -124,7 +124,8 @@ def _write_table(source: Path, image_ids: set[str], out: Path) -> None:
     if info.malignant is not None:
         values["malignant"] = [names[one.code] for one in info.diagnoses if one.malignant]
     write_text(out / DESCRIPTION_NAME, yaml.safe_dump(values, allow_unicode=True))
-    write_csv(out / TABLE_NAME, rows.assign(dx=rows["dx"].map(names)))
+    rows = rows.assign(dx=rows["dx"].map(names)).rename(columns={"given_split": "split"})
+    write_csv(out / TABLE_NAME, rows)
 
 
 def _place_all(paths: list[Path], out: Path) -> list[str]:

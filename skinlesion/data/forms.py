@@ -142,8 +142,13 @@ def _find_tables(folder: Path) -> list[Path]:
     """The CSV files with a column for images, in the folder or one below it."""
     found = []
     for path in sorted([*folder.glob("*.csv"), *folder.glob("[!.]*/*.csv")]):
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            columns = [name.strip() for name in next(csv.reader(file), [])]
+        if not path.is_file():
+            continue
+        try:
+            with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+                columns = [name.strip() for name in next(csv.reader(file), [])]
+        except (OSError, csv.Error) as error:
+            raise InputError(f"{path}: cannot be read as a table ({error})") from error
         if {"image", "image_id"} & set(map(str.lower, columns)) and columns != [*SPLIT_COLUMNS]:
             found.append(path)
     return found
@@ -156,7 +161,8 @@ def _join_tables(tables: list[Path], place: Path) -> tuple[Path, pd.DataFrame]:
         table = read_csv(path, "a table of images", dtype=str, keep_default_na=False)
         table = table.rename(columns=lambda name: name.strip())
         classes = [name for name in table.columns if name.lower() not in ("image", "image_id")]
-        if _holds_numbers(table[classes]):
+        is_known = {"dx", *ALIASES, *OPTIONAL} & {name.lower() for name in classes}
+        if not is_known - {"malignant"} and _holds_numbers(table[classes]):
             names, labels = read_one_hot(path, classes)
             main[path] = pd.DataFrame({"image_id": names, "dx": np.array(classes)[labels]})
             continue

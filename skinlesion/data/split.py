@@ -129,7 +129,7 @@ def split_rest(
     The folds of one split together have every image outside its test as validation once.
 
     Args:
-        split: a table with the columns of `COLUMNS`.
+        split: a table with the columns of a split file, `SPLIT_COLUMNS`.
         fold: (K, N), K from 1 to N.
         seed: seed of the folds.
         pairs: as for `make_split`.

@@ -30,7 +30,7 @@ from skinlesion.evaluation.gradcam import compute_grad_cam, overlay_heat
 from skinlesion.evaluation.metrics import find_malignant
 from skinlesion.evaluation.ood import is_in_distribution
 from skinlesion.evaluation.quality import find_problems
-from skinlesion.files import InputError, name_some, write_csv
+from skinlesion.files import InputError, name_some, require_no_folder, write_csv
 from skinlesion.machine import progress_bar, say
 from skinlesion.model.bundle import ModelInfo
 from skinlesion.model.predictor import BATCH_SIZE, Predictor
@@ -248,6 +248,7 @@ def predict(
         InputError: there is nothing to predict, the model is missing or not calibrated, or, with
             `isic`, two files have the same name.
     """
+    require_no_folder(Path(out))
     files = list_files(paths)
     if isic:
         _require_unique_names(files)
@@ -295,7 +296,8 @@ def list_files(paths: Sequence[str | Path]) -> list[Path]:
     The other files of a folder are named in one printed line.
 
     Raises:
-        InputError: a path does not exist, a folder has no image file, or nothing is named.
+        InputError: a path does not exist, a folder has no image file, nothing is named, or a name
+            is not UTF-8, which the files with the predictions are.
     """
     files: list[Path] = []
     for path in map(Path, paths):
@@ -314,7 +316,14 @@ def list_files(paths: Sequence[str | Path]) -> list[Path]:
             raise InputError(f"{path}: no such file or folder")
     if not files:
         raise InputError("nothing to predict: name image files, or folders of image files")
+    foreign = [ascii(str(path)) for path in files if not _is_utf8(str(path))]
+    if foreign:
+        raise InputError(f"names that are not UTF-8: {name_some(foreign)}; rename these files")
     return files
+
+
+def _is_utf8(name: str) -> bool:
+    return name == name.encode(errors="replace").decode()
 
 
 def _require_unique_names(files: Sequence[Path]) -> None:

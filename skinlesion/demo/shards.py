@@ -11,7 +11,14 @@ from skinlesion.demo.predict import list_files, say_problems
 from skinlesion.demo.result import list_columns
 from skinlesion.diagnoses import SYNTHETIC_NOTE
 from skinlesion.evaluation.calibration import load_calibration
-from skinlesion.files import InputError, read_json, stat_file, write_csv, write_json
+from skinlesion.files import (
+    InputError,
+    read_json,
+    require_no_folder,
+    stat_file,
+    write_csv,
+    write_json,
+)
 from skinlesion.machine import say
 from skinlesion.model.bundle import SUMS_NAME, compute_sha256
 from skinlesion.model.cluster import run_on_cluster
@@ -62,8 +69,7 @@ def predict_on_cluster(
     files, model, out = list_files(paths), Run.find(run), Path(out)
     calibration, info = load_calibration(model), model.info
     folder = out.with_name(f"{out.name}.shards")
-    if out.is_dir():
-        raise InputError(f"{out}: is a folder; name a file to write")
+    require_no_folder(out)
     _keep_description(folder, model, files, shard)
     shards = []
     for start in range(0, len(files), shard):

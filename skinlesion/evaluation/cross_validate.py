@@ -14,6 +14,7 @@ from skinlesion.evaluation.ensemble_run import make_ensemble, require_no_trainin
 from skinlesion.evaluation.report import OVERALL, describe_metrics
 from skinlesion.files import InputError, write_csv
 from skinlesion.machine import say
+from skinlesion.model.bundle import MOST_MEMBERS
 from skinlesion.model.cluster import run_on_cluster
 from skinlesion.model.jobs import Job, make_job, run_jobs
 from skinlesion.model.run import Run
@@ -56,14 +57,21 @@ def cross_validate(
         What `evaluation/metrics.json` holds; None if the time limit stopped the training.
 
     Raises:
-        InputError: a seed is given twice, the split has no folds, `out` is a trained run, or a run
-            in it was started with other settings, another dataset or another split.
+        InputError: a seed is given twice, an ensemble would be too large, the split has no folds,
+            `out` is a trained run, or a run in it was started with other settings, another dataset
+            or another split.
     """
     require_no_training(Run(out))
     seeds = list(seeds) or [config.seed]
     source = find_dataset(data)
     table = load_metadata(source, allow_incomplete=allow_incomplete)
     made = _make_splits(table, config, folds, splits)
+    members = len(seeds) * (len(made) if splits else 1)
+    if members > MOST_MEMBERS:
+        raise InputError(
+            f"{members} models would be averaged, and an ensemble has {MOST_MEMBERS} at most; "
+            "give fewer folds or seeds"
+        )
     jobs = _plan(made, out, source, config, seeds, allow_incomplete=allow_incomplete)
     if not _train(jobs, out, source, config, scheduler=scheduler, time_limit=time_limit):
         return None
@@ -170,7 +178,11 @@ def _write_table(runs: Sequence[Path], out: Path, source: Path) -> None:
     measured = {str(run.relative_to(out)): _evaluate_once(run, source) for run in runs}
     table = pd.DataFrame(
         {
-            name: {figure: metrics["overall"][figure]["value"] for figure in OVERALL}
+            name: {
+                figure: metrics["overall"][figure]["value"]
+                for figure in OVERALL
+                if figure in metrics["overall"]  # without malignant classes, one is not
+            }
             for name, metrics in measured.items()
         }
     ).T

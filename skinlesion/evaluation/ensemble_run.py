@@ -61,15 +61,15 @@ def make_ensemble(out: Path, runs: Sequence[str | Path | Run]) -> Run:
 
     model = build_ensemble([run.load_model() for run in members])
     # Results of an earlier ensemble in this folder are not those of this one.
-    for path in ensemble.folder.glob("predictions_*.csv"):
-        path.unlink()
+    for path in [ensemble.folder / "config.json", *ensemble.folder.glob("predictions_*.csv")]:
+        path.unlink(missing_ok=True)
     shutil.rmtree(ensemble.evaluation_dir, ignore_errors=True)
     ensemble.save_model(model, first.info.model_copy(update={"calibration": None}))
     save_calibration(ensemble, calibration)
     write_csv(ensemble.splits_path, first.split)
     if first.allow_incomplete:
         shutil.copy2(first.folder / GAPS_NAME, ensemble.folder)
-    # Written last: where it names the members, the model is theirs.
+    # Deleted first and written last: where it names the members, the model is theirs.
     write_json(ensemble.folder / "config.json", first.description | {"members": described})
     say(f"ensemble: {len(members)} models in {ensemble.model_dir}")
     return ensemble
@@ -99,6 +99,8 @@ def _require_alike(members: Sequence[Run]) -> None:
     for number, run in enumerate(others, start=1):
         if run.description["dataset"]["fingerprint"] != first.description["dataset"]["fingerprint"]:
             raise InputError(f"{first} and {run} were trained on different datasets")
+        if _list_added(run) != _list_added(first):
+            raise InputError(f"{first} and {run} were trained with other added images (--also)")
         settings = run.config.model_copy(update={"seed": first.config.seed})
         differing = find_other_settings(first, settings)
         if differing:
@@ -113,6 +115,11 @@ def _require_alike(members: Sequence[Run]) -> None:
             )
         if run.digest in [earlier.digest for earlier in members[:number]]:
             raise InputError(f"{run}: its model is given more than once; name each run once")
+
+
+def _list_added(run: Run) -> list[str]:
+    """The fingerprints of the datasets that were added to training."""
+    return [added["fingerprint"] for added in run.description.get("also", [])]
 
 
 def _calibrate(members: Sequence[Run]) -> Calibration:

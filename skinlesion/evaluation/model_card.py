@@ -204,11 +204,14 @@ def _describe_training(run: Run) -> str:
     # Only the name: where the file was is private.
     name = Path(weights["source"]).name
     loaded = f"{name}, in {weights['loaded_layers']} of {weights['layers']} layers of the backbone"
+    images = f"{config.limit:,} at most" if config.limit else "all of the split's"
+    if added := [Path(one["folder"]).name for one in described.get("also", [])]:
+        images += f", and those of {', '.join(added)}, which have licences of their own"
     versions = [f"{name} {number}" for name, number in described["versions"].items() if number]
     rows = {
         "recipe": config.recipe,
         "pretrained weights": loaded if weights["loaded_layers"] else "none",
-        "training images": f"{config.limit:,} at most" if config.limit else "all of the split's",
+        "training images": images,
         "fitting": _describe_members(run) or _describe_fitting(config, run.history),
         "seed": str(config.seed),
         "device": f"{described['device']}, {described['precision']}",

@@ -39,6 +39,14 @@ OVERALL = {
 }
 """Figures of the table for readers; `metrics.csv` has all."""
 
+SOMETIMES = (
+    *("risk_coverage.csv", "operating_points.csv", "reliability.png", "risk_coverage.png"),
+    *("decision_curve.csv", "fixed_points.csv", "decision_curve.png", "cost_decision.csv"),
+    *("variants.csv", "subgroups.csv", "subgroups.png"),
+    *("sample_predictions.png", "confident_mistakes.png"),
+)
+"""Files that only some calls write."""
+
 Drawn = dict[str, Figure | SubFigure]
 
 
@@ -75,7 +83,8 @@ def write_report(
         What `metrics.json` holds: see `compute_metrics`, `compute_calibration`, `compute_decisions`
         and `compute_cost_decision`; `variants`, name to overall figures; `synthetic`; and `extra`.
     """
-    (out / "metrics.json").unlink(missing_ok=True)  # of an earlier call, with other files
+    for name in ("metrics.json", *SOMETIMES):  # of an earlier call, with other files
+        (out / name).unlink(missing_ok=True)
     y_true, groups = rows["label"].to_numpy(), rows.get("lesion_id", rows.index).to_numpy()
     metrics = compute_metrics(y_true, y_prob, info, groups=groups) | _describe_data(rows, info)
     drawn = _draw_curves(y_true, y_prob, metrics, info) | dict(figures or {})
@@ -234,7 +243,6 @@ def _report_decisions(
         write_csv(out / "decision_curve.csv", pd.json_normalize(found["curve"], sep="_"))
         write_csv(out / "fixed_points.csv", pd.DataFrame(found["fixed_points"]))
         drawn["decision_curve"] = plots.plot_decision_curve(found["curve"]).figure
-    (out / "cost_decision.csv").unlink(missing_ok=True)  # of an earlier rule
     if calibration and calibration.costs:
         options: dict[str, Any] = {"by_ratio": by_ratio, "groups": groups, "weights": weights}
         paid = compute_cost_decision(y_true, calibrated, calibration.costs, info, **options)

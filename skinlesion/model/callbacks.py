@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from skinlesion.config import Config
-from skinlesion.files import read_json, write_atomically, write_csv, write_json
+from skinlesion.files import InputError, read_json, write_atomically, write_csv, write_json
 from skinlesion.machine import say
 from skinlesion.model.resnet50 import find_part, pretrained_weights
 from skinlesion.model.run import Run
@@ -184,6 +184,11 @@ class Resume(keras.callbacks.Callback):
         self.rows = state["rows"] if state else []
         if state is None:
             return
+        if len(state["watchers"]) != len(self.watchers):
+            raise InputError(
+                f"{self.run}: was begun by another version of skinlesion; train again under "
+                "another name"
+            )
         self._write_history()  # it may lack the last row
         epoch = len(self.rows)
         with np.load(self.checkpoints / f"epoch_{epoch:04}.npz") as arrays:

@@ -112,7 +112,7 @@ def _connect(scheduler: str) -> Iterator[Any]:
             with ThreadPoolExecutor(1) as pool:  # a notebook has an event loop already
                 pool.submit(asyncio.run, _greet(scheduler)).result()
             client = Client(scheduler, timeout=ANSWER, set_as_default=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:  # the last without the settings of tls://
         raise InputError(
             f"{scheduler}: no Dask scheduler answers there within {ANSWER} s "
             f"({str(error) or type(error).__name__})"
