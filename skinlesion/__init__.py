@@ -56,7 +56,7 @@ _HOMES = {
     "model.trained": ("find_trained_run",),
     "evaluation.examples": ("plot_mistakes", "plot_samples"),
     "evaluation.gradcam": ("plot_explanations",),
-    "evaluation.report": (
+    "evaluation.tables": (
         "metrics_table",
         "operating_points_table",
         "per_class_table",

@@ -220,7 +220,7 @@ def evaluate(
     if images and data:
         raise InputError("--data is for the test images of the run: omit it with --images")
     from skinlesion.evaluation import evaluate as steps
-    from skinlesion.evaluation.report import describe_metrics
+    from skinlesion.evaluation.tables import describe_metrics
     from skinlesion.model.run import Run
 
     if images and truth and out:

@@ -67,6 +67,7 @@ ROOMS = {
         "ensemble_run",
         "decision_metrics",
         "decision_curve",
+        "tables",
         "plots",
         "examples",
         "gradcam",

@@ -136,7 +136,7 @@ def test_every_figure_made_from_the_sample_is_captioned(executed):
             if "image/png" in output.get("data", {})
         ]
         # Captioned here, or saved by `evaluate`, or drawn by a function that captions.
-        said = ("plots.caption(", "Image(run", "sl.plot_")
+        said = ("plots.caption(", "Image(", "sl.plot_")
         captions = sum(any(word in cell.source for word in said) for cell in code_cells(path))
         assert len(figures) == captions
 

@@ -316,14 +316,10 @@ def list_files(paths: Sequence[str | Path]) -> list[Path]:
             raise InputError(f"{path}: no such file or folder")
     if not files:
         raise InputError("nothing to predict: name image files, or folders of image files")
-    foreign = [ascii(str(path)) for path in files if not _is_utf8(str(path))]
+    foreign = [ascii(x) for x in map(str, files) if x.encode(errors="ignore").decode() != x]
     if foreign:
         raise InputError(f"names that are not UTF-8: {name_some(foreign)}; rename these files")
     return files
-
-
-def _is_utf8(name: str) -> bool:
-    return name == name.encode(errors="replace").decode()
 
 
 def _require_unique_names(files: Sequence[Path]) -> None:

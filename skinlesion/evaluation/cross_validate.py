@@ -11,7 +11,7 @@ from skinlesion.data.dataset import find_dataset, load_metadata
 from skinlesion.data.near_duplicates import read_near_duplicates
 from skinlesion.data.split import is_same_split, join_split, make_split, read_split, split_rest
 from skinlesion.evaluation.ensemble_run import make_ensemble, require_no_training
-from skinlesion.evaluation.report import OVERALL, describe_metrics
+from skinlesion.evaluation.tables import OVERALL, describe_metrics
 from skinlesion.files import InputError, write_csv
 from skinlesion.machine import say
 from skinlesion.model.bundle import MOST_MEMBERS
@@ -45,8 +45,7 @@ def cross_validate(
         data: the dataset; None looks as `find_dataset` does.
         out: folder to fill: `fold_K/seed_S/` are the runs, `folds.csv` has their figures.
         config: the settings of all trainings.
-        folds: number of folds, 2 or more. They are made with the seed of the recipe, so that they
-            are the same for all seeds.
+        folds: number of folds, 2 or more, made with the seed of the recipe whatever `seeds` are.
         seeds: of the trainings; none: the one of `config`.
         splits: a split file.
         time_limit: hours from now after which training stops; the same call continues it.
@@ -58,26 +57,29 @@ def cross_validate(
 
     Raises:
         InputError: a seed is given twice, an ensemble would be too large, the split has no folds,
-            `out` is a trained run, or a run in it was started with other settings, another dataset
-            or another split.
+            or `out` holds a trained run, or runs of other settings, another dataset or split.
     """
     require_no_training(Run(out))
     seeds = list(seeds) or [config.seed]
     source = find_dataset(data)
     table = load_metadata(source, allow_incomplete=allow_incomplete)
     made = _make_splits(table, config, folds, splits)
-    members = len(seeds) * (len(made) if splits else 1)
-    if members > MOST_MEMBERS:
-        raise InputError(
-            f"{members} models would be averaged, and an ensemble has {MOST_MEMBERS} at most; "
-            "give fewer folds or seeds"
-        )
+    _require_few_members(len(seeds) * (len(made) if splits else 1))
     jobs = _plan(made, out, source, config, seeds, allow_incomplete=allow_incomplete)
     if not _train(jobs, out, source, config, scheduler=scheduler, time_limit=time_limit):
         return None
     if splits:
         return _evaluate_ensemble([job.place for job in jobs], out, source)
     return _evaluate_folds(jobs, out, source, seeds=len(seeds))
+
+
+def _require_few_members(count: int) -> None:
+    """Refuse an ensemble that would be too large, before it is trained."""
+    if count > MOST_MEMBERS:
+        raise InputError(
+            f"{count} models would be averaged, and an ensemble has {MOST_MEMBERS} at most; give "
+            "fewer folds or seeds"
+        )
 
 
 def _train(

@@ -9,43 +9,27 @@ import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
 from skinlesion.data.forms import is_by_image
-from skinlesion.diagnoses import BY_IMAGE_NOTE, SYNTHETIC_NOTE, DatasetInfo
+from skinlesion.diagnoses import DatasetInfo
 from skinlesion.evaluation import plots
 from skinlesion.evaluation.bootstrap import draw_weights
-from skinlesion.evaluation.calibration import FEW_MALIGNANT, Calibration
-from skinlesion.evaluation.costs import BY_COST, BY_RATIO, compute_cost_decision
+from skinlesion.evaluation.calibration import Calibration
+from skinlesion.evaluation.costs import compute_cost_decision
 from skinlesion.evaluation.decision_curve import compute_decisions
-from skinlesion.evaluation.decision_metrics import (
-    compute_calibration,
-    tabulate_operating_points,
-    tabulate_prediction_sets,
-)
+from skinlesion.evaluation.decision_metrics import compute_calibration
 from skinlesion.evaluation.examples import draw_mistakes, draw_samples, name_predictions
 from skinlesion.evaluation.metrics import (
     compute_classification_report,
     compute_metrics,
-    format_figure,
     list_figures,
 )
 from skinlesion.evaluation.subgroups import ATTRIBUTES, SHOWN_FROM, compute_subgroups
 from skinlesion.files import without_nan, write_csv, write_json, write_text
 
-OVERALL = {
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "macro_auc": "macro AUC",
-    "accuracy": "accuracy",
-    "malignant_auc": "AUC, malignant or benign",
-}
-"""Figures of the table for readers; `metrics.csv` has all."""
-
 SOMETIMES = (
-    *("risk_coverage.csv", "operating_points.csv", "reliability.png", "risk_coverage.png"),
-    *("decision_curve.csv", "fixed_points.csv", "decision_curve.png", "cost_decision.csv"),
-    *("variants.csv", "subgroups.csv", "subgroups.png"),
-    *("sample_predictions.png", "confident_mistakes.png"),
+    *("reliability", "risk_coverage", "operating_points", "decision_curve", "fixed_points"),
+    *("cost_decision", "variants", "subgroups", "sample_predictions", "confident_mistakes"),
 )
-"""Files that only some calls write."""
+"""Tables and figures that only some calls write."""
 
 Drawn = dict[str, Figure | SubFigure]
 
@@ -83,8 +67,7 @@ def write_report(
         What `metrics.json` holds: see `compute_metrics`, `compute_calibration`, `compute_decisions`
         and `compute_cost_decision`; `variants`, name to overall figures; `synthetic`; and `extra`.
     """
-    for name in ("metrics.json", *SOMETIMES):  # of an earlier call, with other files
-        (out / name).unlink(missing_ok=True)
+    _delete_earlier(out)
     y_true, groups = rows["label"].to_numpy(), rows.get("lesion_id", rows.index).to_numpy()
     metrics = compute_metrics(y_true, y_prob, info, groups=groups) | _describe_data(rows, info)
     drawn = _draw_curves(y_true, y_prob, metrics, info) | dict(figures or {})
@@ -103,6 +86,13 @@ def write_report(
     return metrics
 
 
+def _delete_earlier(out: Path) -> None:
+    """Delete what an earlier call wrote, and this one may not write again."""
+    for path in (out / f"{name}{ending}" for name in SOMETIMES for ending in (".csv", ".png")):
+        path.unlink(missing_ok=True)
+    (out / "metrics.json").unlink(missing_ok=True)
+
+
 def _describe_data(rows: pd.DataFrame, info: DatasetInfo) -> dict[str, bool]:
     by_image = "lesion_id" in rows and is_by_image(rows)
     return {"synthetic": info.synthetic} | ({"split_by_image": True} if by_image else {})
@@ -112,84 +102,6 @@ def _save_figures(out: Path, drawn: Drawn, synthetic: bool) -> None:
     for name, figure in drawn.items():
         plots.caption(figure, synthetic=synthetic)
         plots.save_figure(figure, out / f"{name}.png")
-
-
-def metrics_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
-    """The main figures with 95 % intervals, for a notebook; a column for each variant."""
-    columns = {"single": metrics["overall"]} | metrics.get("variants", {})
-    rows = {
-        label: [format_figure(column[name]) for column in columns.values()]
-        for name, label in OVERALL.items()
-        if name in metrics["overall"]
-    }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))
-
-
-def per_class_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
-    """The figures of each class with 95 % intervals, for a notebook."""
-    names = ["support", "sensitivity", "specificity", "ppv", "auc"]
-    table = pd.DataFrame(metrics["per_class"]).T[names].map(format_figure)
-    return table.rename(columns={"support": "images", "ppv": "PPV", "auc": "AUC"})
-
-
-def operating_points_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
-    """Malignant against benign at the thresholds chosen on validation, for a notebook."""
-    return tabulate_operating_points(metrics["calibration"])
-
-
-def prediction_sets_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
-    """Coverage and size of the prediction sets of each class, for a notebook."""
-    return tabulate_prediction_sets(metrics["calibration"])
-
-
-def describe_metrics(metrics: Mapping[str, Any], info: DatasetInfo) -> str:
-    """The main figures in a few lines for the terminal."""
-    overall = metrics["overall"]
-    lines = [
-        f"{metrics['n']:,} images of {metrics['lesions']:,} lesions; in brackets 95 % intervals",
-        f"balanced accuracy {format_figure(overall['balanced_accuracy'])}, "
-        f"macro AUC {format_figure(overall['macro_auc'])}",
-    ]
-    if info.focus:
-        sensitivity = format_figure(metrics["per_class"][info.focus]["sensitivity"])
-        lines.append(f"sensitivity to {info.focus_name} {sensitivity}")
-    if metrics.get("split_by_image"):
-        lines.append(BY_IMAGE_NOTE)
-    if metrics["synthetic"]:
-        lines.append(SYNTHETIC_NOTE)
-    calibration = metrics.get("calibration", {})
-    for point in calibration.get("operating_points", ()):
-        lines.append(
-            f"malignant, threshold for {point['target_sensitivity']:.0%} on validation: "
-            f"sensitivity {format_figure(point['sensitivity'])}, "
-            f"specificity {format_figure(point['specificity'])}"
-        )
-    if info.malignant and calibration and calibration["validation_malignant"] < FEW_MALIGNANT:
-        lines.append(
-            "these thresholds are uncertain: they rest on "
-            f"{calibration['validation_malignant']} malignant validation images"
-        )
-    if "cost_decision" in metrics:
-        rules = metrics["cost_decision"]["rules"]
-        lines.append(
-            f"mean cost by the {BY_COST} {format_figure(rules[BY_COST]['mean_cost'])}, by the "
-            f"{BY_RATIO} {format_figure(rules[BY_RATIO]['mean_cost'])}"
-        )
-    if "gradcam" in metrics:
-        heat = metrics["gradcam"]
-        lines.append(
-            f"Grad-CAM heat inside the lesion: {heat['inside']:.1%}; the lesion covers "
-            f"{heat['area']:.1%} of the image"
-        )
-    if "shifts" in metrics:
-        figures, worst = (metrics["shifts"][name] for name in ("figures", "worst"))
-        name = worst["balanced_accuracy"]
-        lines.append(
-            "balanced accuracy under shifts: mean "
-            f"{format_figure(figures['mean']['balanced_accuracy'])}, worst "
-            f"{format_figure(figures[name]['balanced_accuracy'])} ({name})"
-        )
-    return "\n".join(lines)
 
 
 def _report_calibration(

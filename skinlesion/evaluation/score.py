@@ -9,7 +9,8 @@ import pandas as pd
 from skinlesion.data.forms import read_rows
 from skinlesion.data.isic_csv import describe_columns, read_isic_for, read_truth
 from skinlesion.diagnoses import DatasetInfo
-from skinlesion.evaluation.report import describe_metrics, write_report
+from skinlesion.evaluation.report import write_report
+from skinlesion.evaluation.tables import describe_metrics
 from skinlesion.files import InputError, name_some
 from skinlesion.machine import say
 
