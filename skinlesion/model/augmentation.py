@@ -9,6 +9,10 @@ from keras import ops
 from skinlesion.config import Augmentation
 
 
+SATURATION = (0.7 / 1.7, 1.3 / 2.3)
+"""Factors of saturation from 0.7 to 1.3, in Keras' form: x stands for the factor x / (1 - x)."""
+
+
 @keras.saving.register_keras_serializable("skinlesion")
 class RandomAffine(keras.layers.Layer):
     """Rotation, zoom and flips of each image, drawn anew, in a single resampling.
@@ -98,11 +102,14 @@ def make_augmentation(kind: Augmentation, *, seed: int) -> keras.Sequential:
         ranges: dict[str, Any] = {"rotation": 10, "zoom": 0.1, "keep_aspect": False, "flip": False}
         layers = [RandomAffine(**ranges, fill_mode="nearest", seed=seed, **exact)]
     elif kind == "dermatoscopic":
+        colour: dict[str, Any] = {"value_range": (0, 255)} | exact
         ranges = {"rotation": 180, "zoom": 0.15, "keep_aspect": True, "flip": True}
         layers = [
             RandomAffine(**ranges, fill_mode="reflect", seed=seed, **exact),
-            keras.layers.RandomBrightness(0.1, value_range=(0, 255), seed=seed + 1, **exact),
-            keras.layers.RandomContrast(0.1, value_range=(0, 255), seed=seed + 2, **exact),
+            keras.layers.RandomBrightness(0.2, **colour, seed=seed + 1),
+            keras.layers.RandomContrast(0.3, **colour, seed=seed + 2),
+            keras.layers.RandomSaturation(SATURATION, **colour, seed=seed + 3),
+            keras.layers.RandomHue(0.1, **colour, seed=seed + 4),
         ]
     else:
         layers = [keras.layers.Identity(**exact)]
