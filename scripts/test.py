@@ -7,7 +7,8 @@
 Needs Python and pip. Tests on real data run if the variables HAM10000_DIR (folder of the dataset)
 and SKINLESION_WEIGHTS (a file of weights) are set; otherwise they are skipped, with the reason.
 `--stack` uses the library versions that the platform preinstalls, and runs only the tests of what
-depends on them. `--full` takes 1,000 hostile files instead of 100. Each run ends with its ten
+depends on them. Where its Python is installed, the tests of notebooks on that platform run there
+only. `--full` takes 1,000 hostile files instead of 100. Each run ends with its ten
 slowest tests.
 """
 
@@ -17,6 +18,7 @@ from environment import (
     ROOT,
     STACKS,
     PythonMissingError,
+    find_python,
     prepare_browser,
     prepare_environment,
     prepare_scorer,
@@ -42,11 +44,8 @@ ON_OTHER_STACKS = (
 )
 """Tests whose results can differ between versions of the libraries, and the notebooks."""
 
-NOT_ON = {
-    "kaggle": ("not on_colab", "not on_a_laptop"),
-    "colab": ("not on_kaggle", "not on_a_laptop"),
-}
-"""Notebook tests of other platforms, which a stack leaves out."""
+PLATFORMS = {"newest": "on_a_laptop", "kaggle": "on_kaggle", "colab": "on_colab"}
+"""The tests of `test_platforms.py` that each stack runs, as their names say."""
 
 SLOW = ("platforms", "train", "notebooks", "resume", "faults", "app", "cluster", "evaluate", "cli")
 """The files that take longest: they start first, so that both processes end together."""
@@ -71,7 +70,7 @@ def main() -> None:
         print(f"stack {stack}: skipped: {error}", flush=True)
         return
     chosen = sorted(path.stem.removeprefix("test_") for path in ROOT.glob("tests/test_*.py"))
-    options: list[str] = []
+    others = [name for other, name in PLATFORMS.items() if other != stack and is_possible(other)]
     if stack == "newest":
         prepare_scorer()
         prepare_browser()
@@ -79,15 +78,27 @@ def main() -> None:
         run(python, "-m", "ruff", "check", ".")
         run(python, "-m", "mypy")
     else:
-        names, others = ", ".join(ON_OTHER_STACKS), " and ".join(NOT_ON[stack])
-        print(f"stack {stack}: only tests of {names}; of the platforms, {others}", flush=True)
-        chosen, options = list(ON_OTHER_STACKS), ["-k", others]
+        print(f"stack {stack}: only tests of {', '.join(ON_OTHER_STACKS)}", flush=True)
+        chosen = list(ON_OTHER_STACKS)
     slow_first = [name for name in SLOW if name in chosen] + [n for n in chosen if n not in SLOW]
     files = [f"tests/test_{name}.py" for name in slow_first]
+    options = []
+    if others:
+        print(f"left to the other stacks: tests of notebooks {', '.join(others)}", flush=True)
+        options = ["-k", f"not (test_platforms and ({' or '.join(others)}))"]
     variables = {"TF_CPP_MIN_LOG_LEVEL": "2", "SKINLESION_STACK": stack}
     if arguments.full:
         variables["SKINLESION_FULL"] = "1"
     run(python, "-m", *PYTEST, *DURATIONS, *(given or [*files, *options]), **variables)
+
+
+def is_possible(stack: str) -> bool:
+    """Whether this machine has the Python of a stack."""
+    version = STACKS[stack].python
+    try:
+        return not version or bool(find_python(version))
+    except PythonMissingError:
+        return False
 
 
 if __name__ == "__main__":
