@@ -50,6 +50,8 @@ def main() -> None:
         # Photographs of ImageNet have nothing to teach about drawings.
         options = ['--set=weights="none"']
         data, work, settings = Path("outputs/sample"), Path("outputs/sample_run"), SAMPLE_SETTINGS
+        if arguments.recipe == "probe":  # which trains no epoch
+            settings = settings | {"epochs": 0}
         run(python, "-m", "skinlesion", "sample", data)
     settings = settings | arguments.settings
     options += ["--data", data, "--work", work]
@@ -59,7 +61,7 @@ def main() -> None:
     print(f"demo: executed notebooks in {work / 'notebooks'}, model and figures in {run_folder}")
     if not arguments.no_serve:
         command = ("-m", "skinlesion", "demo", "--run", run_folder, "--port", str(arguments.port))
-        run(python, *command, HAM10000_DIR=str(data.resolve()))  # where its examples come from
+        run(python, *command)
 
 
 def is_taken(port: int) -> bool:

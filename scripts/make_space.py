@@ -19,11 +19,13 @@ import keras
 import yaml
 from environment import ROOT
 
+from skinlesion.data.ham10000 import HAM10000
 from skinlesion.demo.app import TITLE, require_safe_gradio
 from skinlesion.demo.content import FIGURES, read_card
 from skinlesion.diagnoses import DISCLAIMER, SYNTHETIC_NOTE
 from skinlesion.evaluation.calibration import load_calibration
 from skinlesion.files import InputError
+from skinlesion.model.bundle import ARRAYS_NAME, INFO_NAME, MODEL_NAME, SUMS_NAME
 from skinlesion.model.run import Run
 
 NOT_NEEDED = ("jupyter", "kagglehub", "pooch", "tensorboard", "gradio")
@@ -79,8 +81,9 @@ def make_space(run: Run, out: Path) -> Path:
         raise InputError(f"{out}: is not empty; name a new folder with --out")
     load_calibration(run)
     # A saved model by itself: the other files of a run contain the split and paths.
-    shutil.copytree(run.model_dir, out / "run", ignore=shutil.ignore_patterns("evaluation"))
-    (out / "run" / "evaluation").mkdir()
+    (out / "run" / "evaluation").mkdir(parents=True)
+    for name in (MODEL_NAME, INFO_NAME, ARRAYS_NAME, SUMS_NAME):
+        shutil.copy2(run.model_dir / name, out / "run")
     for name in (
         "metrics.json",
         "model_card.md",
@@ -117,10 +120,12 @@ def write_readme(run: Run) -> str:
         "sdk_version": gradio.__version__,
         "python_version": "3.12",
         "app_file": "app.py",
-        "license": "mit" if run.synthetic else "cc-by-nc-4.0",
         "tags": ["not-for-clinical-use"],
         "short_description": "Research and education only, not for clinical use",
     }
+    # Of a model of other images, only its maker knows the licence.
+    if run.synthetic or run.info.source == HAM10000.source:
+        header["license"] = "mit" if run.synthetic else "cc-by-nc-4.0"
     return README.substitute(
         header=yaml.safe_dump(header, allow_unicode=True, sort_keys=False).strip(),
         title=TITLE,

@@ -117,12 +117,19 @@ def main() -> None:
     parser.add_argument("--html", action="store_true", help="also render them to HTML")
     parser.add_argument("--refresh", action="store_true", help="write outputs into notebooks/")
     arguments = parser.parse_args()
-    pairs = (pair.partition("=") for pair in arguments.set)
+    sources = sorted(SOURCES.glob(f"{arguments.only}.ipynb"))
+    if not sources:
+        names = ", ".join(path.stem for path in sorted(SOURCES.glob("*.ipynb")))
+        parser.error(f"no notebook {arguments.only}; there are {names}")
     settings = {"data": arguments.data, "work": str(arguments.work)}
-    settings |= {name: json.loads(value) for name, _, value in pairs}
+    for name, _, value in (pair.partition("=") for pair in arguments.set):
+        try:
+            settings[name] = json.loads(value)
+        except ValueError as error:
+            parser.error(f"--set {name}={value}: no JSON ({error}); text needs double quotes")
     out = SOURCES if arguments.refresh else ROOT / arguments.work / "notebooks"
     out.mkdir(parents=True, exist_ok=True)
-    for source in sorted(SOURCES.glob(f"{arguments.only}.ipynb")):
+    for source in sources:
         started = time.monotonic()
         print(f"\n=== {source.name}", flush=True)
         executed = execute(source, settings, cwd=ROOT)

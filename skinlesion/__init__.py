@@ -4,7 +4,7 @@ For research and education only: not a medical device, not for clinical use.
 
     import skinlesion as sl
 
-gives the names that the notebooks use. Each is imported when it is first used, so that importing
+gives the public functions. Each is imported when it is first used, so that importing
 the package imports none of its heavy dependencies.
 """
 

@@ -138,12 +138,15 @@ def split(
 ) -> None:
     """Split a dataset into train, validation and test."""
     chosen = parse_fold(fold) if fold else None
+    from skinlesion.data.dataset import find_dataset
     from skinlesion.data.leakage import audit_file
     from skinlesion.data.split import count_by_class, write_split
 
+    source = find_dataset(data)
     options: dict[str, Any] = {"seed": seed, "fold": chosen, "near_duplicates": near_duplicates}
-    print(count_by_class(write_split(data, out, recipe=recipe or "default", **options)).to_string())
-    print(audit_file(out, data=data, near_duplicates=near_duplicates).describe())
+    split = write_split(source, out, recipe=recipe or "default", **options)
+    print(count_by_class(split).to_string())
+    print(audit_file(out, data=source, near_duplicates=near_duplicates).describe())
 
 
 @command("audit", "splits.csv --data images")

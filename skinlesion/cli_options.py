@@ -61,7 +61,7 @@ Version = Annotated[
     typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
 ]
 Data = Annotated[Path | None, option("DIR", "Folder of the dataset.")]
-Costs = Annotated[str | None, option("CSV|none", "Decide by the lowest expected cost.")]
+Costs = Annotated[str | None, option("CSV|none", "Decide by this table of costs; none: no more.")]
 RunFolder = Annotated[Path, option("RUN", "Run folder or saved model.", "--run")]
 OutFolder = Annotated[Path, option("DIR", "Folder to fill.", "--out")]
 OutCsv = Annotated[Path, option("CSV", "File to write.", "--out")]
@@ -76,7 +76,7 @@ NearDuplicates = Annotated[
 AllowIncomplete = Annotated[
     bool, flag("--allow-incomplete", "Leave out rows or images without the other.")
 ]
-Metadata = Annotated[Path | None, option("CSV", "As HAM10000's, for lesions and subgroups.")]
+Metadata = Annotated[Path | None, option("CSV", "Their lesions, ages, sexes and sites.")]
 
 Scheduler = Annotated[str | None, option("ADDRESS", "Of a Dask cluster: tcp://HOST:8786.")]
 

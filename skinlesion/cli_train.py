@@ -20,7 +20,7 @@ from skinlesion.cli_options import (
 ImageSize = Annotated[tuple[int, int] | None, option("H W", "In pixels.")]
 Epochs = Annotated[int | None, option("N", "Train at most N epochs.")]
 BatchSize = Annotated[int | None, option("N", "Images in a training step.")]
-Limit = Annotated[int | None, option("N", "Use at most N training images.")]
+Limit = Annotated[int | None, option("N", "Use at most N of the training images.")]
 Deterministic = Annotated[bool, flag("--deterministic", "Repeatable, but slower.")]
 TimeLimit = Annotated[float | None, option("HOURS", "Time to stay within.", min=0.01)]
 Settings = Annotated[
@@ -44,7 +44,9 @@ def train(
     settings: Settings = None,
     allow_incomplete: AllowIncomplete = False,
     quarantine: Annotated[bool, flag("--quarantine", "Also leave out unreadable images.")] = False,
-    also: Annotated[list[Path] | None, option("DIR", "Only to train on; repeatable.")] = None,
+    also: Annotated[
+        list[Path] | None, option("DIR", "A dataset to train on only; repeatable.")
+    ] = None,
 ) -> None:
     """Train and calibrate a model. For an interrupted run, --run alone continues it."""
     given = _gather(settings, image_size, epochs, batch_size, limit, deterministic)
@@ -67,9 +69,9 @@ def cross_validate(
     run: Annotated[Path, option("DIR", "Folder to create or continue.")],
     data: Data = None,
     folds: Annotated[int, option("N", "Number of folds.", min=2)] = 5,
-    seeds: Annotated[list[int] | None, option("S", "More can follow (default: 42).")] = None,
+    seeds: Annotated[list[int] | None, option("S", "Such as 1 2 (default: 42).")] = None,
     more: Annotated[list[int] | None, typer.Argument(metavar="S", help="More seeds.")] = None,
-    splits: Annotated[Path | None, option("CSV", "Keep its test; DIR is an ensemble.")] = None,
+    splits: Annotated[Path | None, option("CSV", "Keep its test; train an ensemble.")] = None,
     recipe: Recipe = None,
     weights: Weights = None,
     image_size: ImageSize = None,

@@ -111,8 +111,8 @@ class Config(BaseModel):
     limit: int | None = Field(
         default=None,
         ge=1,
-        description="largest number of training images; None uses all; the validation and test "
-        "images stay all",
+        description="largest number of training images of the dataset itself; None uses all; the "
+        "validation and test images stay all",
     )
     deterministic: bool = Field(
         default=False,

@@ -114,6 +114,7 @@ def restore_folder(folder: Path) -> None:
 
 
 def _name_old(folder: Path) -> Path:
+    folder = folder.absolute()  # "." has no name
     return folder.with_name(f".{folder.name}.old")
 
 
@@ -202,15 +203,22 @@ def read_csv(path: Path, kind: str, **options: Any) -> "pd.DataFrame":
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file)  # pandas fills short lines up
             filled = (row for row in lines if [cell.strip() for cell in row] not in ([], [""]))
-            short = [str(lines.line_num) for row in filled if len(row) < table.shape[1]]
+            numbers = [(str(lines.line_num), len(row)) for row in filled]
     except pd.errors.EmptyDataError as error:
         raise InputError(f"{path}: is empty; expected {kind}") from error
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as {kind} ({error})") from error
-    if short:
-        raise InputError(
-            f"{path}: too few values in line {name_some(short)}: it may be cut off; copy it again"
-        )
+    for wrong, found, advice in (
+        (
+            "few",
+            [line for line, count in numbers if count < table.shape[1]],
+            "it may be cut off; copy it again",
+        ),
+        # Where each line has one more than the header, pandas made the first column the index.
+        ("many", [line for line, count in numbers if count > table.shape[1]], "a comma too much?"),
+    ):
+        if found:
+            raise InputError(f"{path}: too {wrong} values in line {name_some(found)}: {advice}")
     if table.empty:
         raise InputError(f"{path}: has a header but no row; expected {kind}")
     return table

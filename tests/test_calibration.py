@@ -21,6 +21,7 @@ from skinlesion.evaluation.calibration import (
     make_prediction_sets,
 )
 from skinlesion.evaluation.decision_metrics import (
+    apply_calibrations,
     compute_calibration,
     compute_operating_point,
     compute_selective_prediction,
@@ -28,6 +29,7 @@ from skinlesion.evaluation.decision_metrics import (
 from skinlesion.evaluation.metrics import find_malignant
 from skinlesion.evaluation.ood import OODDetector
 from skinlesion.evaluation.quality import QualityLimits
+from skinlesion.evaluation.tables import operating_points_table
 from skinlesion.evaluation.temperature import apply_temperature
 from skinlesion.files import InputError
 from skinlesion.model.predictor import Predictor
@@ -53,10 +55,11 @@ def fit_calibration(y_true, y_prob, prior=UNIFORM):
     return steps.fit_calibration(y_true, y_prob, HAM10000, prior=prior, **PASSED_ON)
 
 
-def make_calibration(set_threshold, prior=UNIFORM, temperature=1.0):
-    thresholds = {"0.90": 0.5, "0.95": 0.5}
+def make_calibration(set_threshold, prior=UNIFORM, temperature=1.0, thresholds=(0.5, 0.5)):
+    cuts = dict(zip(("0.90", "0.95"), thresholds, strict=True))
+    counts = 100, 0 if None in thresholds else 30
     shares = tuple(prior.tolist())
-    return Calibration(temperature, thresholds, set_threshold, 100, 30, shares, **PASSED_ON)
+    return Calibration(temperature, cuts, set_threshold, *counts, shares, **PASSED_ON)
 
 
 def simulate(count, *, temperature, seed):
@@ -225,8 +228,9 @@ def test_calibration_error_falls_on_other_images():
     calibration = fit_calibration(*simulate(2000, temperature=3.0, seed=1))
     y_true, y_prob = simulate(2000, temperature=3.0, seed=2)
     weights, _ = draw_weights(2000, n_bootstrap=100)
+    calibrated = apply_calibrations([calibration], [y_prob])
     found = compute_calibration(
-        y_true, y_prob, calibration, HAM10000, groups=np.arange(2000), weights=weights
+        y_true, y_prob, calibrated, HAM10000, groups=np.arange(2000), weights=weights
     )
     assert found["before"]["ece"]["low"] > found["after"]["ece"]["high"]
     for figure in ("log_loss", "brier"):
@@ -261,18 +265,48 @@ def test_an_operating_point_hand_worked():
     y_prob[:, 5] = 1 - y_prob[:, 1]
     y_true = np.array([1, 1, 5, 5, 5])
     weights, _ = draw_weights(5, n_bootstrap=0)
-    point = compute_operating_point(MALIGNANT[y_true], sum_malignant(y_prob), 0.5, weights)
+    point = compute_operating_point(
+        MALIGNANT[y_true], sum_malignant(y_prob), np.full(5, 0.5), weights
+    )
     values = {name: row["value"] for name, row in point.items()}
     assert values == pytest.approx(
         {"sensitivity": 1 / 2, "specificity": 2 / 3, "ppv": 1 / 2, "npv": 2 / 3}
     )
 
 
+def test_each_fold_is_judged_by_its_own_calibration():
+    # The first fold calls an image malignant from 0.5 on, the second from 0.3 on.
+    first, second = (make_calibration(0.5, thresholds=(cut, cut)) for cut in (0.5, 0.3))
+    y_prob = np.zeros((4, 7))
+    y_prob[:, 4] = [0.4, 0.6, 0.4, 0.2]
+    y_prob[:, 5] = 1 - y_prob[:, 4]
+    y_true, weights = np.array([4, 4, 4, 5]), draw_weights(4, n_bootstrap=0)[0]
+    calibrated = apply_calibrations([first, second], [y_prob[:2], y_prob[2:]])
+    groups = {"groups": np.arange(4), "weights": weights}
+    found = compute_calibration(y_true, y_prob, calibrated, HAM10000, **groups)
+    assert found["temperature"] == [1.0, 1.0]
+    point = found["operating_points"][0]
+    assert point["threshold"] == [0.5, 0.3]
+    assert point["sensitivity"]["value"] == pytest.approx(2 / 3)
+    assert (
+        operating_points_table({"calibration": found})["threshold"].tolist()
+        == ["0.300 to 0.500"] * 2
+    )
+    # A fold without a threshold leaves none for all.
+    nothing = make_calibration(0.5, thresholds=(None, None))
+    calibrated = apply_calibrations([first, nothing], [y_prob[:2], y_prob[2:]])
+    found = compute_calibration(y_true, y_prob, calibrated, HAM10000, **groups)
+    assert np.isnan(found["operating_points"][0]["sensitivity"]["value"])
+    assert operating_points_table({"calibration": found})["threshold"].tolist() == ["none"] * 2
+
+
 def test_without_malignant_images_there_is_no_threshold():
     calibration = fit_calibration(np.array([5, 5, 6]), np.full((3, 7), 1 / 7))
     assert calibration.thresholds == {"0.90": None, "0.95": None}
     weights, _ = draw_weights(3, n_bootstrap=10)
-    point = compute_operating_point(np.zeros(3, bool), np.full(3, 3 / 7), None, weights)
+    point = compute_operating_point(
+        np.zeros(3, bool), np.full(3, 3 / 7), np.full(3, np.nan), weights
+    )
     assert all(np.isnan(row["value"]) for row in point.values())
 
 

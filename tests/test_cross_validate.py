@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY
+from sklearn.metrics import log_loss
 
 from skinlesion.cli import main
 from skinlesion.config import make_config
@@ -19,11 +20,11 @@ from skinlesion.data.dataset import load_metadata
 from skinlesion.data.ham10000 import HAM10000
 from skinlesion.data.isic_csv import read_isic
 from skinlesion.data.near_duplicates import read_near_duplicates
-from skinlesion.data.split import make_split, split_rest, write_split
+from skinlesion.data.split import make_split, read_split, split_rest, write_split
 from skinlesion.data.synthetic import make_sample
-from skinlesion.evaluation.calibration import calibrate
+from skinlesion.evaluation.calibration import calibrate, load_calibration
 from skinlesion.evaluation.cross_validate import cross_validate
-from skinlesion.evaluation.evaluate import FOLDS_NOTE
+from skinlesion.evaluation.evaluate import FOLDS_NOTE, evaluate_folds
 from skinlesion.files import InputError, write_csv
 from skinlesion.model.jobs import Job, run_jobs
 from skinlesion.model.run import Run
@@ -104,13 +105,14 @@ def test_each_image_is_predicted_by_the_models_that_have_not_seen_it(
     out = Path(shutil.copytree(folds_of_two_seeds, tmp_path / "folds"))
     metrics = cross_validate(sample, out, PROBE, folds=2, seeds=[1, 2])
     assert metrics["n"] == 84
-    names, _ = read_isic(out / "evaluation" / "predictions.csv", HAM10000)
+    names, predicted = read_isic(out / "evaluation" / "predictions.csv", HAM10000)
     assert sorted(names) == sorted(load_metadata(sample)["image_id"])
     for number in (1, 2):
         fold = Run(out / f"fold_{number}")
         assert [member["run"] for member in fold.members] == ["seed_1", "seed_2"]
         ids = list(fold.rows("test")["image_id"])
-        assert len(fold.read_predictions("test", ids)) == len(ids)
+        y_prob = fold.read_predictions("test", ids)
+        assert np.array_equal(y_prob, predicted[list(map(names.index, ids))])
     table = pd.read_csv(out / "folds.csv", index_col="run")
     assert list(table.index) == ["fold_1", "fold_2", "mean", "min", "max"]
     values = [
@@ -118,6 +120,20 @@ def test_each_image_is_predicted_by_the_models_that_have_not_seen_it(
         for fold in ("fold_1", "fold_2")
     ]
     assert table["macro_auc"]["mean"] == pytest.approx(np.mean([one["value"] for one in values]))
+    # Decisions are made from the calibrated probabilities of each fold.
+    y_true, y_prob = [], []
+    for number in (1, 2):
+        fold = Run(out / f"fold_{number}")
+        rows = fold.rows("test")[["image_id"]].merge(fold.load_dataset(sample), on="image_id")
+        y_true += list(rows["label"])
+        y_prob += [
+            load_calibration(fold).apply(fold.read_predictions("test", list(rows["image_id"])))
+        ]
+    calibration = metrics["calibration"]
+    assert len(calibration["temperature"]) == 2
+    assert calibration["after"]["log_loss"]["value"] == pytest.approx(
+        log_loss(y_true, np.concatenate(y_prob), labels=range(7))
+    )
     # The folder is no model, and its figures are not those of one.
     written = json.loads((out / "evaluation" / "metrics.json").read_text())
     assert written["note"] == FOLDS_NOTE
@@ -144,6 +160,20 @@ def test_with_a_split_its_test_judges_the_ensemble(sample, tmp_path, capsys):
     capsys.readouterr()
     assert cross_validate(sample, out, PROBE, folds=2, splits=csv) == ensemble.metrics
     assert "predicting" not in capsys.readouterr().out
+
+
+def test_runs_that_are_no_folds_of_one_split_are_refused(folds_of_two_seeds, sample, tmp_path):
+    first, second = (folds_of_two_seeds / f"fold_{number}" / "seed_1" for number in (1, 2))
+    other = Path(shutil.copytree(second, tmp_path / "other"))
+    split = read_split(first / "splits.csv")
+    stolen = split.index[split["split"] == "test"][0]
+    split = read_split(other / "splits.csv")
+    split.loc[stolen, "split"] = "test"
+    split.to_csv(other / "splits.csv", index=False)
+    with pytest.raises(InputError, match="some test images in common"):
+        evaluate_folds([first, other], tmp_path / "out", data=sample)
+    with pytest.raises(InputError, match="given more than once"):
+        evaluate_folds([first, second, first / "model"], tmp_path / "out", data=sample)
 
 
 def test_what_does_not_fit_is_refused_before_any_training(folds_of_two_seeds, sample, tmp_path):

@@ -15,15 +15,13 @@ from skinlesion.data.dataset import load_metadata
 from skinlesion.data.ham10000 import HAM10000
 from skinlesion.data.images import load_images
 from skinlesion.data.isic_csv import read_isic, write_isic
-from skinlesion.data.split import read_split, write_split
+from skinlesion.data.split import read_split
 from skinlesion.diagnoses import SYNTHETIC_NOTE
 from skinlesion.evaluation.calibration import calibrate, load_calibration
 from skinlesion.evaluation.compare import compare
 from skinlesion.evaluation.evaluate import (
-    FOLDS_NOTE,
     evaluate,
     evaluate_external,
-    evaluate_folds,
 )
 from skinlesion.evaluation.score import score
 from skinlesion.evaluation.temperature import apply_temperature
@@ -231,6 +229,16 @@ class TestExternal:
             said = capsys.readouterr().out
             assert f"was trained or chosen on {seen} of these 21 images" in said
 
+    def test_added_images_count_as_trained_on(self, run_copy, truth, tmp_path, capsys):
+        described = json.loads((run_copy / "config.json").read_text())
+        described["also"] = [{"folder": str(truth.parent / "images"), "fingerprint": "0" * 64}]
+        (run_copy / "config.json").write_text(json.dumps(described))
+        metrics = evaluate_external(
+            run_copy, truth.parent / "images", truth, tmp_path / "out", tta=True
+        )
+        assert "was trained or chosen on 21 of these 21 images" in capsys.readouterr().out
+        assert metrics["external"] == {"truth": truth.name, "tta": True}
+
     def test_one_run_on_other_images(self, trained_run, truth, tmp_path, sample):
         metrics = evaluate_external(trained_run, truth.parent / "images", truth, tmp_path / "out")
         assert (metrics["n"], metrics["lesions"]) == (21, 21)
@@ -268,37 +276,6 @@ class TestExternal:
         table.to_csv(tmp_path / "m.csv", index=False)
         with pytest.raises(InputError, match=f"different diagnoses for {table['image_id'][0]}"):
             score(truth, truth, tmp_path / "out", metadata=tmp_path / "m.csv")
-
-
-class TestFolds:
-    def test_folds_predict_each_image_by_the_model_that_has_not_seen_it(
-        self, sample, tmp_path, capsys
-    ):
-        config = make_config("default", **TINY, epochs=1, limit=14)
-        runs = []
-        for fold in (1, 2):
-            splits = tmp_path / f"{fold}.csv"
-            write_split(sample, splits, fold=(fold, 2))
-            runs.append(train_calibrated(sample, tmp_path / f"run{fold}", config, splits=splits))
-        metrics = evaluate_folds(runs, tmp_path / "out", data=sample)
-        assert metrics["n"] == 84
-        assert FOLDS_NOTE in capsys.readouterr().out
-        names, y_prob = read_isic(tmp_path / "out" / "predictions.csv", HAM10000)
-        tested = read_split(runs[0] / "splits.csv").query("split == 'test'")["image_id"]
-        paths = load_metadata(sample).set_index("image_id").loc[list(tested), "path"]
-        ours = pd.DataFrame(y_prob, index=names).loc[list(tested)].to_numpy()
-        assert np.allclose(ours, calibrated(runs[0], list(paths)), atol=1e-5)
-
-        # A model must not predict what it was trained on.
-        other = Path(shutil.copytree(runs[0], tmp_path / "other"))
-        split = read_split(other / "splits.csv")
-        first = split.index[split["split"] == "test"][0]
-        split.loc[first, "split"] = "train"
-        split.to_csv(other / "splits.csv", index=False)
-        with pytest.raises(InputError, match="some test images in common"):
-            evaluate_folds([runs[0], other], tmp_path / "out2", data=sample)
-        with pytest.raises(InputError, match="given more than once"):
-            evaluate_folds([*runs, runs[0] / "model"], tmp_path / "out2", data=sample)
 
 
 class TestScore:
@@ -361,6 +338,15 @@ class TestCompare:
         assert (tmp_path / "out" / "comparison.png").is_file()
         said = capsys.readouterr().out
         assert "McNemar" in said and SYNTHETIC_NOTE in said
+
+    def test_another_diagnosis_of_an_image_is_refused(self, two_runs, tmp_path):
+        path = two_runs[1] / "splits.csv"
+        split = read_split(path)
+        first = split.index[split["split"] == "test"][0]
+        split.loc[first, "dx"] = "nv" if split["dx"][first] != "nv" else "mel"
+        split.to_csv(path, index=False)
+        with pytest.raises(InputError, match=f"diagnosis: {split['image_id'][first]}"):
+            compare(*two_runs, tmp_path / "out")
 
     def test_other_test_images_are_refused(self, two_runs, tmp_path):
         path = two_runs[1] / "splits.csv"

@@ -169,6 +169,22 @@ class TestTable:
         with pytest.raises(InputError, match="72 classes"):
             read_dataset(write(many))
 
+    def test_what_stands_for_a_missing_value_is_no_lesion(self, write, rows, capsys):
+        table = load_metadata(write(rows.assign(lesion_id=["NA", "n/a", *rows["lesion_id"][2:]])))
+        assert table["lesion_id"].nunique() == 19  # 17 lesions, and two images by themselves
+        assert "2 images without lesion_id" in capsys.readouterr().err
+
+    def test_tables_beside_it_complete_each_other(self, write, rows):
+        ids = rows[["image", "lesion_id"]]
+        for number, part in enumerate((ids[:20], ids[18:])):
+            part.to_csv(write(rows[["image", "diagnosis"]]) / f"group{number}.csv", index=False)
+        folder = write(rows[["image", "diagnosis"]])
+        expected = list(ids["lesion_id"].str.upper())
+        assert load_metadata(folder)["lesion_id"].tolist() == expected
+        ids[:1].assign(lesion_id="other").to_csv(folder / "group3.csv", index=False)
+        with pytest.raises(InputError, match="two values: lesion_id of img0"):
+            read_dataset(folder)
+
     def test_two_files_of_one_name_are_named(self, write):
         folder = write()
         save(folder / "other" / "img0.jpg", 50)
@@ -236,6 +252,24 @@ class TestFolders:
         assert split["split"].value_counts().to_dict() == {"train": 8, "validation": 8, "test": 8}
         copied = copy_images(tmp_path / "parts", tmp_path / "copy")
         assert is_same_split(make_split(load_metadata(copied)), split)
+
+    def test_what_lies_beside_the_parts_of_a_split_is_no_class(self, folders, tmp_path):
+        for part in ("train", "test"):
+            for image in range(8):
+                save(tmp_path / "parts" / part / "ab"[image % 2] / f"{part}{image}.png", image)
+        (tmp_path / "parts" / "notes").mkdir()
+        (tmp_path / "parts" / "notes" / "readme.txt").touch()
+        assert describe_dataset(tmp_path / "parts").labels == ("a", "b")
+        save(tmp_path / "parts" / "unlabelled" / "1.png", 1)
+        with pytest.raises(InputError, match="unlabelled lies beside folders that are named after"):
+            describe_dataset(tmp_path / "parts")
+
+    def test_what_macos_adds_to_an_archive_is_left_out(self, folders):
+        expected = load_metadata(folders)
+        for place in (folders / "__MACOSX" / "Mole", folders / "Mole"):
+            place.mkdir(exist_ok=True, parents=True)
+            (place / "._0.jpg").write_bytes(b"no image")
+        pd.testing.assert_frame_equal(load_metadata(folders), expected)
 
     def test_one_name_in_two_classes_is_refused(self, folders):
         save(folders / "Mole" / "1.jpg", 99)

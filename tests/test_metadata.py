@@ -75,8 +75,9 @@ def test_a_cell_of_blanks_is_empty(write):
         ((HEADER,), r"metadata\.csv: has a header but no row"),
         ((HEADER, *ROWS[:2], ROWS[2][:30]), r"too few values in line 4: it may be cut off"),
         ((HEADER, ROWS[0], ROWS[1][:20], "\n", ROWS[2]), r"too few values in line 3:"),
+        ((HEADER, *(row.strip() + ",\n" for row in ROWS[:2])), r"too many values in line 2, 3"),
     ],
-    ids=["nothing", "header", "cut at the end", "cut in the middle"],
+    ids=["nothing", "header", "cut at the end", "cut in the middle", "a comma at each end"],
 )
 def test_a_file_that_is_cut_off_is_refused(write, lines, message):
     with pytest.raises(InputError, match=message):

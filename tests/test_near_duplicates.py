@@ -149,6 +149,7 @@ class TestList:
         [
             ("image_id_1\na\n", "columns missing: image_id_2"),
             ("image_id_1,image_id_2\na,\n", "empty in line 2"),
+            ("image_id_1,image_id_2\n,b,\n", "empty in line 2"),  # a comma too much
             ("", "cannot be read"),
         ],
     )

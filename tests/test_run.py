@@ -49,10 +49,12 @@ def test_a_reloaded_model_gives_the_same_probabilities(trained_run, tmp_path):
 
 
 def test_a_calibration_survives_and_leaves_the_network_as_it_is(run_copy):
-    run = Run(run_copy)
+    run, other = Run(run_copy), Run(run_copy)
     digest = run.digest
     arrays = {"mean": np.arange(3, dtype="float32"), "precision": np.eye(3, dtype="float32")}
+    assert other.info == run.info
     run.save_calibration({"temperature": 2.0}, arrays)
+    assert other.info.calibration == {"temperature": 2.0}
     values, read = run.read_calibration()
     assert values == {"temperature": 2.0}
     assert read["mean"].tolist() == [0, 1, 2]
@@ -80,6 +82,11 @@ def test_damage_is_noticed(run_copy, name, read):
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"{name}: damaged or changed"):
         read(Run(run_copy))
+
+
+def test_the_current_folder_can_be_a_run(trained_run, monkeypatch):
+    monkeypatch.chdir(trained_run)
+    assert Run.find(".").is_finished
 
 
 def test_a_file_is_no_run_folder(tmp_path):

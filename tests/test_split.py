@@ -200,6 +200,21 @@ def test_a_split_of_another_dataset_is_refused(table):
         join_split(table.drop(index=1), make_split(table))
 
 
+def test_a_split_with_another_diagnosis_is_refused(table):
+    split = make_split(table)
+    split.loc[0, "dx"] = "no such diagnosis"
+    with pytest.raises(InputError, match=r"gives 1 images another diagnosis .* here"):
+        join_split(table, split)
+
+
+def test_of_two_folds_each_has_every_class_in_validation(table):
+    few = table.drop_duplicates("lesion_id").groupby("dx").head(4)
+    for number in (1, 2):
+        assert (count_by_class(make_split(few, fold=(number, 2))) > 0).all(axis=None)
+    with pytest.raises(InputError, match="at least 4 lesions of each class"):
+        make_split(few.groupby("dx").head(3), fold=(1, 2))
+
+
 class TestWriteSplit:
     def test_repeating_keeps_the_file(self, sample, tmp_path, capsys):
         out = tmp_path / "splits.csv"
@@ -230,6 +245,8 @@ class TestWriteSplit:
     def test_the_recipe_decides_how_to_split(self, sample, tmp_path):
         by_image = write_split(sample, tmp_path / "b.csv", recipe="original")
         assert by_image.groupby("lesion_id")["split"].nunique().max() > 1
+        other = write_split(sample, tmp_path / "c.csv", recipe="original", seed=7)
+        assert not is_same_split(by_image, other)
 
 
 @needs_real_data

@@ -180,6 +180,12 @@ def test_other_settings_are_refused(tmp_path, state):
     assert "\n" not in str(caught.value)
 
 
+def test_a_sample_of_fewer_classes_is_not_that_of_all(tmp_path):
+    out = make_sample(tmp_path / "sample", images_per_class=1, classes=2)
+    with pytest.raises(InputError, match=r"other settings .*classes 2"):
+        make_sample(out, images_per_class=1)
+
+
 def test_another_folder_is_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="holds other files"):

@@ -126,7 +126,8 @@ def measure(metadata: pd.DataFrame, features: np.ndarray, code: str) -> pd.DataF
     left_out, labels = (metadata["dx"] == code).to_numpy(), metadata["label"].to_numpy()
     train, validation = ((was == part) & ~left_out for part in ("train", "validation"))
     y_prob = fit_head(features[:, STAGES["conv4"]], labels, train)
-    temperature = fit_temperature(labels[validation], y_prob[validation])
+    alike = np.full(y_prob.shape[1], 1 / y_prob.shape[1])
+    temperature = fit_temperature(labels[validation], y_prob[validation], alike)
     found = metadata[["image_id", "lesion_id", "dx"]].assign(
         role=np.where(left_out, np.where(was == "validation", "development", "final"), was),
         doubt=1 - apply_temperature(y_prob, temperature).max(axis=1),

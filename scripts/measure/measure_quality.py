@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageFilter
 
-from skinlesion.data.dataset import list_images
 from skinlesion.evaluation.calibration import load_calibration
 from skinlesion.evaluation.quality import QualityLimits, find_problems
 from skinlesion.files import InputError
@@ -83,8 +82,8 @@ def main() -> None:
     try:
         run = Run.find(arguments.run)
         limits = load_calibration(run).quality
-        images = list_images(arguments.data)
-        paths = [images[image_id] for image_id in run.rows("test")["image_id"]]
+        rows = run.rows("test")[["image_id"]].merge(run.load_dataset(arguments.data))
+        paths = list(rows["path"])
     except InputError as error:
         parser.error(str(error))
     table = measure(paths, run.info.image_size, limits)

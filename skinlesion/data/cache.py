@@ -6,6 +6,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,8 @@ def make_array(
         _delete_old(folder)
         say(f"cache: writing {needed / 1e9:.1f} GB to {path}, for this run and later ones")
         write_atomically(path, lambda part: _write(part, shape, dtype, chunks, key))
-    os.utime(path)
+    with suppress(OSError):  # a file of another user
+        os.utime(path)
     return np.load(path, mmap_mode="r")
 
 
@@ -123,5 +125,6 @@ def _make_end(checksum: int, key: str) -> bytes:
 def _delete_old(folder: Path) -> None:
     for path in folder.glob("*.npy"):
         days = KEPT_DAYS_UNFINISHED if "." in path.stem else KEPT_DAYS
-        if time.time() - path.stat().st_mtime > days * 24 * 3600:
-            path.unlink(missing_ok=True)
+        with suppress(OSError):  # of another user, or deleted meanwhile
+            if time.time() - path.stat().st_mtime > days * 24 * 3600:
+                path.unlink()

@@ -49,6 +49,8 @@ ALIASES = {
 """Other names of columns. A column with the name itself comes first."""
 OPTIONAL = ("lesion_id", "split", "age", "sex", "localization", "dx_type", "malignant")
 """Columns that a table may have beside `image_id` and `dx`. Others are not used."""
+MISSING = ("na", "n/a", "nan", "null", "none")
+"""How R, pandas and others write that a value is missing."""
 TRUE, FALSE = ("true", "1", "1.0", "yes", "malignant"), ("false", "0", "0.0", "no", "benign")
 
 
@@ -129,13 +131,17 @@ def is_by_image(rows: pd.DataFrame) -> bool:
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
-    """Yield every file below a folder, also behind links; `InputError` if a folder is closed."""
+    """Yield every file below a folder, also behind links; `InputError` if a folder is closed.
+
+    What macOS adds to archives (`__MACOSX` and `._*`) is left out.
+    """
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
-    for parent, _, names in os.walk(folder, onerror=refuse, followlinks=True):
-        yield from (Path(parent) / name for name in names)
+    for parent, inner, names in os.walk(folder, onerror=refuse, followlinks=True):
+        inner[:] = [name for name in inner if name != "__MACOSX"]
+        yield from (Path(parent) / name for name in names if not name.startswith("._"))
 
 
 def _find_tables(folder: Path) -> list[Path]:
@@ -182,11 +188,20 @@ def _join_tables(tables: list[Path], place: Path) -> tuple[Path, pd.DataFrame]:
     ((place, rows),) = main.items()
     rows = rows[[name for name in ("image_id", "dx", *OPTIONAL) if name in rows]]
     rows = rows.assign(image_id=_spell_ids(rows["image_id"]))
-    for other in others:
-        added = [name for name in OPTIONAL if name in other and name not in rows]
-        other = other.assign(image_id=_spell_ids(other["image_id"])).drop_duplicates("image_id")
-        rows = rows.merge(other[["image_id", *added]], on="image_id", how="left")
-    return place, rows
+    return place, _add_columns(rows, others, place) if others else rows
+
+
+def _add_columns(rows: pd.DataFrame, others: list[pd.DataFrame], place: Path) -> pd.DataFrame:
+    """Add the columns that the other tables have; refuse two values for one image."""
+    other = pd.concat(others, ignore_index=True)
+    added = [name for name in OPTIONAL if name in other and name not in rows]
+    other = other[added].replace("", None).assign(image_id=_spell_ids(other["image_id"]))
+    values = other.groupby("image_id")[added]
+    counts = values.nunique()
+    named = [f"{name} of {image}" for name in added for image in counts.index[counts[name] > 1]]
+    if named:
+        raise InputError(f"{place}: the tables beside it give two values: {name_some(named)}")
+    return rows.merge(values.first().reset_index(), on="image_id", how="left")
 
 
 def _holds_numbers(columns: pd.DataFrame) -> bool:
@@ -205,8 +220,15 @@ def _find_class_folders(folder: Path) -> dict[Path, str]:
     """The folders named after classes, with the part of the split that they lie in, if any."""
     found: dict[Path, str] = {}
     inner = [path for path in sorted(folder.glob("[!.]*/")) if path.name != MASKS_NAME]
+    inner = [path for path in inner if any(_list_images_in(path))]
     parts = {path: SYNONYMS.get(path.name.lower(), path.name.lower()) for path in inner}
-    if inner and set(parts.values()) <= set(SPLITS):
+    others = [path.name for path, part in parts.items() if part not in SPLITS]
+    if len(others) < len(inner) and others:
+        raise InputError(
+            f"{folder}: {name_some(others)} lies beside folders that are named after parts of a "
+            "split; move it elsewhere"
+        )
+    if inner and not others:
         found = {below: parts[path] for path in inner for below in sorted(path.glob("[!.]*/"))}
     elif not {path.name.lower() for path in inner} & {name.lower() for name in PARTS}:
         found = dict.fromkeys(inner, "")
@@ -249,6 +271,9 @@ def _check_rows(rows: pd.DataFrame, place: Path) -> pd.DataFrame:
     doubled = sorted(set(rows.loc[rows["image_id"].duplicated(), "image_id"]))
     if doubled:
         raise InputError(f"{place}: images given more than once: {name_some(doubled)}")
+    for name in filter(rows.columns.__contains__, OPTIONAL):
+        is_missing = rows[name].str.strip().str.lower().isin(MISSING)
+        rows = rows.assign(**{name: rows[name].mask(is_missing, "")})
     ids = rows.get("lesion_id", pd.Series("", index=rows.index)).str.strip()
     if 0 < (ids == "").sum() < len(rows):
         warn(f"{place}: {(ids == '').sum():,} images without lesion_id count as one lesion each")

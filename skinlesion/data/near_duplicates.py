@@ -55,7 +55,7 @@ def read_near_duplicates(csv: Path | None = None) -> pd.DataFrame:
     source = csv or files("skinlesion.data") / "near_duplicates.csv"  # possibly inside a wheel
     try:
         with source.open() as file:
-            pairs = pd.read_csv(file, dtype=dict.fromkeys(COLUMNS, str))
+            pairs = pd.read_csv(file, dtype=dict.fromkeys(COLUMNS, str), index_col=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{source}: cannot be read as a list of pairs ({error})") from error
     absent = [column for column in COLUMNS if column not in pairs.columns]

@@ -19,9 +19,7 @@ from skinlesion.machine import say, warn
 SHARES = {"train": 0.70, "validation": 0.15, "test": 0.15}
 """Shares of the images in a split by lesion."""
 ORIGINAL_SHARE = 0.17
-"""`test_size` of both calls of `train_test_split` in the original notebook."""
-ORIGINAL_SEED = 42
-"""`random_state` of both calls."""
+"""`test_size` of both calls of `train_test_split` in the original notebook. Its seed is 42."""
 
 
 def write_split(
@@ -97,10 +95,10 @@ def make_split(
         table: metadata with `image_id`, `lesion_id`, `dx`.
         kind: `grouped` assigns whole lesions, 70 / 15 / 15 % of the images of each diagnosis. The
             result depends on the seed but not on the order of rows. `original` draws images in
-            file order, exactly as the original notebook: lesions leak between the splits. A
-            dataset's own split is kept by `grouped`; if it has no validation images, they are drawn
-            from its training images.
-        seed: seed of a `grouped` split.
+            file order, with seed 42 exactly as the original notebook: lesions leak between the
+            splits. A dataset's own split is kept by `grouped`; if it has no validation images, they
+            are drawn from its training images.
+        seed: seed of the split.
         fold: (K, N), K from 1 to N: fold K of N is the test, and validation is drawn from the
             other folds. Only for `grouped`.
         pairs: near duplicates, `image_id_1` and `image_id_2`. A `grouped` split keeps their lesions
@@ -115,7 +113,7 @@ def make_split(
     if kind == "original":
         if fold is not None:
             raise InputError("the original split has no folds: use the recipe 'default'")
-        assigned = _original_split(table)
+        assigned = _original_split(table, seed)
     else:
         assigned = _grouped_split(table, seed=seed, fold=fold, pairs=pairs)
     return table[["image_id", "lesion_id", "dx"]].assign(split=assigned)
@@ -212,7 +210,8 @@ def join_split(table: pd.DataFrame, split: pd.DataFrame) -> pd.DataFrame:
     """Add the column `split` to the metadata. Images that the split does not name are dropped.
 
     Raises:
-        InputError: the split names images that the dataset does not have.
+        InputError: the split names images that the dataset does not have, or gives one another
+            diagnosis.
     """
     absent = sorted(set(split["image_id"]) - set(table["image_id"]))
     if absent:
@@ -220,7 +219,15 @@ def join_split(table: pd.DataFrame, split: pd.DataFrame) -> pd.DataFrame:
             f"the split names {len(absent):,} images that the dataset lacks: {name_some(absent)}; "
             "use the dataset that the split was made from"
         )
-    return table.merge(split[["image_id", "split"]], on="image_id", how="inner")
+    joined = table.merge(split[["image_id", "split", "dx"]], on="image_id", suffixes=("", "_said"))
+    other = joined[joined["dx"] != joined["dx_said"]]
+    if len(other):
+        named = [f"{row.image_id} {row.dx_said}, here {row.dx}" for row in other.itertuples()]
+        raise InputError(
+            f"the split gives {len(other):,} images another diagnosis than the dataset: "
+            f"{name_some(named)}; use the dataset that the split was made from"
+        )
+    return joined.drop(columns="dx_said")
 
 
 def count_by_class(split: pd.DataFrame) -> pd.DataFrame:
@@ -261,7 +268,8 @@ def _grouped_split(
     if "given_split" in table:
         return _given_split(table, group_of, seed=seed, fold=fold)
     groups = _list_groups(table, group_of)
-    needed = 3 if fold is None else max(3, fold[1])
+    # Of two folds, the one that is not the test is dealt into train and validation.
+    needed = 3 if fold is None else 4 if fold[1] == 2 else max(3, fold[1])
     _require_lesions(groups, needed)
     if fold is None:
         return group_of.map(_deal(groups, SHARES, seed=seed))
@@ -327,8 +335,9 @@ def _deal(groups: pd.DataFrame, shares: Mapping[str, float], *, seed: int) -> pd
     return pd.Series(part_of).reindex(groups.index)
 
 
-def _original_split(table: pd.DataFrame) -> pd.Series:
-    rest, test = train_test_split(table, test_size=ORIGINAL_SHARE, random_state=ORIGINAL_SEED)
-    train, validation = train_test_split(rest, test_size=ORIGINAL_SHARE, random_state=ORIGINAL_SEED)
+def _original_split(table: pd.DataFrame, seed: int) -> pd.Series:
+    options = {"test_size": ORIGINAL_SHARE, "random_state": seed}
+    rest, test = train_test_split(table, **options)
+    train, validation = train_test_split(rest, **options)
     parts = zip(SPLITS, (train, validation, test), strict=True)
     return pd.concat([pd.Series(name, index=part.index) for name, part in parts])

@@ -80,7 +80,8 @@ def _is_complete(out: Path, settings: Row) -> bool:
     if not (out / marker).is_file():
         raise InputError(f"{out}: holds other files; name a new or an empty folder")
     found = read_json(out / marker)
-    other = [f"{key} {found.get(key)}" for key in settings if found.get(key) != settings[key]]
+    keys = dict.fromkeys([*settings, *found])
+    other = [f"{key} {found.get(key)}" for key in keys if found.get(key) != settings.get(key)]
     if other:
         raise InputError(
             f"{out}: holds a sample with other settings ({', '.join(other)}); use the same "

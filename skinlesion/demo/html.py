@@ -14,8 +14,7 @@ WAITING = "The result appears here."
 HOW_TO_READ = f"""\
 Probabilities are calibrated: of all images with {format_percent(0.7)}, about 7 in 10 should have
 that diagnosis, if diagnoses are as frequent as among the training images. The ticked diagnoses are
-the prediction set. It contained the true diagnosis of 9 in 10 validation images, and gives rare
-diagnoses the same weight as frequent ones."""
+the prediction set. It contained the true diagnosis of 9 in 10 validation images."""
 PROBLEMS = {
     "small": "It has few pixels and was enlarged. Important details may be missing.",
     "blurred": "It is less sharp than 99 % of the validation images.",

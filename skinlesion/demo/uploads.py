@@ -46,14 +46,13 @@ def make_upload(label: str) -> gr.Image:
 def make_files(label: str, **options: Any) -> gr.File:
     """Make an upload of several files that passes their paths to the handler."""
     files = gr.File(label=label, file_count="multiple", elem_classes="files", **options)
-    usual = files.preprocess
 
+    # Not Gradio's own, which leaves an empty temporary file for each upload.
     def preprocess(payload: Any) -> Any:
         if payload is None:
             return None
-        for given in getattr(payload, "root", [payload]):
-            or_error(partial(require_uploaded, given.path, files))
-        return usual(payload)
+        given = getattr(payload, "root", [payload])
+        return [or_error(partial(require_uploaded, one.path, files)) for one in given]
 
     files.preprocess = preprocess
     return files

@@ -95,9 +95,10 @@ class Calibration:
     @property
     def rule(self) -> str:
         """The rule by which the model decides on a diagnosis, in a few words."""
-        if self.costs is None:
-            return f"decides by the {BY_RATIO}"
-        return f"decides by the {BY_COST} (table {self.costs.name})"
+        if self.costs is not None:
+            return f"decides by the {BY_COST} (table {self.costs.name})"
+        is_weighted = len(set(self.prior)) > 1
+        return f"decides by the {BY_RATIO if is_weighted else 'highest probability'}"
 
     def apply(self, y_prob: np.ndarray) -> np.ndarray:
         """Calibrate probabilities.
@@ -121,8 +122,9 @@ class Calibration:
     def decide(self, calibrated: np.ndarray) -> np.ndarray:
         """Decide on a class for each image, int (n,), by `rule`.
 
-        Without costs, this gives the highest balanced accuracy that the probabilities allow (Menon
-        et al., arXiv:2007.07314), and the same class as the uncalibrated probabilities.
+        Without costs, this gives the same class as the uncalibrated probabilities: for a network
+        that was trained with class weights, the highest balanced accuracy that they allow (Menon et
+        al., arXiv:2007.07314).
         """
         if self.costs is not None:
             return decide(calibrated, self.costs)

@@ -8,7 +8,7 @@ import pandas as pd
 from skinlesion.diagnoses import SYNTHETIC_NOTE
 from skinlesion.evaluation import plots
 from skinlesion.evaluation.metrics import compare_predictions
-from skinlesion.files import InputError, write_csv, write_json
+from skinlesion.files import InputError, name_some, write_csv, write_json
 from skinlesion.machine import say
 from skinlesion.model.run import Run
 
@@ -25,17 +25,12 @@ def compare(run_a: Path, run_b: Path, out: Path) -> dict[str, Any]:
         What `comparison.json` holds: see `compare_predictions`.
 
     Raises:
-        InputError: a run is not evaluated, or the test images differ.
+        InputError: a run is not evaluated, or the test images, their diagnoses or the classes
+            differ.
     """
     a, b = Run.find(run_a), Run.find(run_b)
-    rows, other = a.rows("test"), b.rows("test")
+    rows = _find_common_test(a, b)
     image_ids = list(rows["image_id"])
-    if set(image_ids) != set(other["image_id"]):
-        common = len(set(image_ids) & set(other["image_id"]))
-        raise InputError(
-            f"{a} and {b} have different test images ({common:,} of {len(rows):,} and "
-            f"{len(other):,} in common): train both with one --splits file"
-        )
     found = compare_predictions(
         rows["label"].to_numpy(),
         a.read_predictions("test", image_ids),
@@ -56,6 +51,27 @@ def compare(run_a: Path, run_b: Path, out: Path) -> dict[str, Any]:
     write_json(out / "comparison.json", found)
     _say_results(found, shown)
     return found
+
+
+def _find_common_test(a: Run, b: Run) -> pd.DataFrame:
+    """The test images of two runs; refused if they, their diagnoses or the classes differ."""
+    rows, other = a.rows("test"), b.rows("test")
+    if set(rows["image_id"]) != set(other["image_id"]):
+        common = len(set(rows["image_id"]) & set(other["image_id"]))
+        raise InputError(
+            f"{a} and {b} have different test images ({common:,} of {len(rows):,} and "
+            f"{len(other):,} in common): train both with one --splits file"
+        )
+    if a.info.labels != b.info.labels:
+        raise InputError(f"{a} and {b}: were trained on different classes")
+    both = rows.merge(other, on="image_id", suffixes=("_a", "_b"))
+    unequal = list(both.loc[both["dx_a"] != both["dx_b"], "image_id"])
+    if unequal:
+        raise InputError(
+            f"{a} and {b}: their splits give {len(unequal):,} images another diagnosis: "
+            f"{name_some(unequal)}"
+        )
+    return rows
 
 
 def _choose_figures(figures: pd.DataFrame) -> pd.DataFrame:

@@ -1,10 +1,9 @@
 """What the calibration gives on images that it was not fitted on, with 95 % intervals."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from skinlesion.diagnoses import DatasetInfo
 from skinlesion.evaluation.bootstrap import Figure, compute_share
@@ -14,16 +13,65 @@ from skinlesion.evaluation.calibration import (
     make_prediction_sets,
     sum_malignant,
 )
-from skinlesion.evaluation.metrics import compute_metrics, find_malignant, format_figure
+from skinlesion.evaluation.costs import CostTable
+from skinlesion.evaluation.metrics import compute_metrics, find_malignant
 
 LEFT_OUT = tuple(np.round(np.arange(0.0, 0.95, 0.05), 2))
 """Shares of images left to a doctor at which the risk among the rest is measured."""
 
 
+class Calibrated(NamedTuple):
+    """What calibration makes of the predictions of n images.
+
+    Attributes:
+        calibrations: that of the run; or, one after the other, those of the folds.
+        y_prob: float (n, classes), calibrated.
+        thresholds: target sensitivity to float (n,): from which probability of malignancy each
+            image is called malignant. NaN for all images if a fold has no threshold.
+        sets: bool (n, classes), the prediction sets.
+    """
+
+    calibrations: Sequence[Calibration]
+    y_prob: np.ndarray
+    thresholds: dict[str, np.ndarray]
+    sets: np.ndarray
+
+    @property
+    def costs(self) -> CostTable | None:
+        """From which the decision follows; None for folds, which may differ in them."""
+        return self.calibrations[0].costs if len(self.calibrations) == 1 else None
+
+
+def apply_calibrations(
+    calibrations: Sequence[Calibration], y_probs: Sequence[np.ndarray]
+) -> Calibrated:
+    """Apply the calibration of a run, or of each fold, to its predictions.
+
+    Args:
+        calibrations: one or more.
+        y_probs: for each calibration, float (images, classes), uncalibrated.
+    """
+    applied = [one.apply(y_prob) for one, y_prob in zip(calibrations, y_probs, strict=True)]
+    sizes = [len(y_prob) for y_prob in applied]
+    cuts = {
+        target: np.array([one.thresholds[target] for one in calibrations], float)
+        for target in calibrations[0].thresholds
+    }
+    for values in cuts.values():
+        if np.isnan(values).any():
+            values[:] = np.nan
+    return Calibrated(
+        calibrations,
+        np.concatenate(applied),
+        {target: np.repeat(values, sizes) for target, values in cuts.items()},
+        np.concatenate(list(map(make_prediction_sets, applied, calibrations))),
+    )
+
+
 def compute_calibration(
     y_true: np.ndarray,
     y_prob: np.ndarray,
-    calibration: Calibration,
+    calibrated: Calibrated,
     info: DatasetInfo,
     *,
     groups: np.ndarray,
@@ -34,7 +82,7 @@ def compute_calibration(
     Args:
         y_true: int (n,).
         y_prob: float (n, classes), uncalibrated.
-        calibration: fitted on validation.
+        calibrated: the same predictions, calibrated.
         info: of the dataset.
         groups: (n,), the lesion of each image.
         weights: resamples of the same images, from `draw_weights`.
@@ -44,48 +92,67 @@ def compute_calibration(
         brier, log_loss, malignant_auc; `operating_points`: a list of target_sensitivity, threshold,
         sensitivity, specificity, ppv, npv; `prediction_sets`: target_coverage, threshold, coverage,
         mean_size, sizes, per_class; `selective_prediction`, of `compute_selective_prediction`.
+        Of folds, temperature and thresholds are lists, and the numbers of validation images are
+        those of the fold with the fewest.
     """
-    calibrated = calibration.apply(y_prob)
     before, after = (
         compute_metrics(y_true, p, info, groups=groups, n_bootstrap=len(weights) - 1)["overall"]
-        for p in (y_prob, calibrated)
+        for p in (y_prob, calibrated.y_prob)
     )
-    malignant = find_malignant(info)
-    p_malignant = np.zeros(0) if malignant is None else sum_malignant(calibrated, malignant)
+    malignant, fitted = find_malignant(info), calibrated.calibrations
     figures = ["ece", "brier", "log_loss", *(["malignant_auc"] if malignant is not None else [])]
-    return {
-        "temperature": calibration.temperature,
-        "validation_images": calibration.n_validation,
-        **({} if malignant is None else {"validation_malignant": calibration.n_malignant}),
+    found = {
+        "temperature": _one_or_all([one.temperature for one in fitted]),
+        "validation_images": min(one.n_validation for one in fitted),
         "before": {name: before[name] for name in figures},
         "after": {name: after[name] for name in figures},
-        "operating_points": [
-            {"target_sensitivity": float(target), "threshold": cut}
-            | compute_operating_point(malignant[y_true], p_malignant, cut, weights)
-            for target, cut in calibration.thresholds.items()
-            if malignant is not None
-        ],
-        "prediction_sets": _measure_sets(y_true, calibrated, calibration, weights, info),
+        "operating_points": [],
+        "prediction_sets": _measure_sets(y_true, calibrated, weights, info),
         "selective_prediction": compute_selective_prediction(
-            y_true, y_prob.argmax(axis=1), calibrated, weights, malignant
+            y_true, y_prob.argmax(axis=1), calibrated.y_prob, weights, malignant
         ),
     }
+    if malignant is not None:
+        found["validation_malignant"] = min(one.n_malignant for one in fitted)
+        found["operating_points"] = _measure_thresholds(y_true, calibrated, weights, malignant)
+    return found
+
+
+def _measure_thresholds(
+    y_true: np.ndarray, calibrated: Calibrated, weights: np.ndarray, malignant: np.ndarray
+) -> list[dict[str, Any]]:
+    p_malignant = sum_malignant(calibrated.y_prob, malignant)
+    return [
+        {
+            "target_sensitivity": float(target),
+            "threshold": _one_or_all([one.thresholds[target] for one in calibrated.calibrations]),
+        }
+        | compute_operating_point(malignant[y_true], p_malignant, thresholds, weights)
+        for target, thresholds in calibrated.thresholds.items()
+    ]
+
+
+def _one_or_all(values: list[Any]) -> Any:
+    """The value of a run, or the list of those of the folds."""
+    return values[0] if len(values) == 1 else values
 
 
 def compute_operating_point(
-    malignant: np.ndarray, p_malignant: np.ndarray, threshold: float | None, weights: np.ndarray
+    malignant: np.ndarray, p_malignant: np.ndarray, thresholds: np.ndarray, weights: np.ndarray
 ) -> dict[str, Figure]:
     """Measure sensitivity, specificity, PPV and NPV for malignancy at a threshold.
 
     Args:
         malignant: bool (n,), which images show something malignant.
         p_malignant: float (n,), its calibrated probability.
-        threshold: images from here on are called malignant; None: every figure is undefined.
+        thresholds: float (n,), from where each image is called malignant; if one is NaN, every
+            figure is undefined.
         weights: from `draw_weights`.
     """
-    called = p_malignant >= (np.nan if threshold is None else threshold)
+    called = p_malignant >= thresholds
     nothing = np.zeros(len(malignant), bool)
-    cases = (malignant, ~malignant, called, ~called) if threshold is not None else (nothing,) * 4
+    is_known = not np.isnan(thresholds).any()
+    cases = (malignant, ~malignant, called, ~called) if is_known else (nothing,) * 4
     hits = (called, ~called, malignant, ~malignant)
     names = ("sensitivity", "specificity", "ppv", "npv")
     return {
@@ -139,18 +206,14 @@ def compute_selective_prediction(
 
 
 def _measure_sets(
-    y_true: np.ndarray,
-    calibrated: np.ndarray,
-    calibration: Calibration,
-    weights: np.ndarray,
-    info: DatasetInfo,
+    y_true: np.ndarray, calibrated: Calibrated, weights: np.ndarray, info: DatasetInfo
 ) -> dict[str, Any]:
-    sets = make_prediction_sets(calibrated, calibration)
+    sets = calibrated.sets
     holds, sizes = sets[np.arange(len(y_true)), y_true], sets.sum(axis=1)
     everything = np.ones(len(y_true), bool)
     return {
         "target_coverage": COVERAGE,
-        "threshold": calibration.set_threshold,
+        "threshold": _one_or_all([one.set_threshold for one in calibrated.calibrations]),
         "coverage": compute_share(holds, everything, weights),
         "mean_size": compute_share(sizes, everything, weights),
         "sizes": {str(size): int((sizes == size).sum()) for size in range(1, sets.shape[1] + 1)},
@@ -163,26 +226,3 @@ def _measure_sets(
             for label, code in enumerate(info.labels)
         },
     }
-
-
-def tabulate_operating_points(calibration: Mapping[str, Any]) -> pd.DataFrame:
-    """A row for each threshold; arguments: `metrics["calibration"]`."""
-    rows = [
-        {
-            "threshold chosen for": f"{point['target_sensitivity']:.0%} sensitivity",
-            "threshold": "none" if point["threshold"] is None else f"{point['threshold']:.3f}",
-            **{name: format_figure(point[name]) for name in ("sensitivity", "specificity")},
-            **{name.upper(): format_figure(point[name]) for name in ("ppv", "npv")},
-        }
-        for point in calibration["operating_points"]
-    ]
-    return pd.DataFrame(rows).set_index("threshold chosen for") if rows else pd.DataFrame()
-
-
-def tabulate_prediction_sets(calibration: Mapping[str, Any]) -> pd.DataFrame:
-    """A row for each class and one for all; arguments: `metrics["calibration"]`."""
-    sets = calibration["prediction_sets"]
-    everything = {"support": sum(row["support"] for row in sets["per_class"].values())}
-    rows = {"all": everything | {name: sets[name] for name in ("coverage", "mean_size")}}
-    table = pd.DataFrame(rows | sets["per_class"]).T.map(format_figure)
-    return table.rename(columns={"support": "images", "mean_size": "classes in the set"})

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,14 +45,7 @@ def make_ensemble(out: Path, runs: Sequence[str | Path | Run]) -> Run:
     members = [Run.find(run) for run in runs]
     _require_alike(members)
     first, ensemble = members[0], Run(out)
-    described = [
-        {
-            "run": os.path.relpath(run.folder, out),
-            "seed": run.config.seed,
-            "model_sha256": run.digest,
-        }
-        for run in members
-    ]
+    described = _describe(members, out)
     require_no_training(ensemble)
     if ensemble.is_finished and ensemble.is_begun and ensemble.members == described:
         say(f"ensemble: {out} is finished already")
@@ -75,6 +69,25 @@ def make_ensemble(out: Path, runs: Sequence[str | Path | Run]) -> Run:
     return ensemble
 
 
+def _describe(members: Sequence[Run], out: Path) -> list[dict[str, Any]]:
+    """What `config.json` says of each member; refuse a model that is given twice."""
+    digests = [run.digest for run in members]
+    pairs = list(zip(members, digests, strict=True))
+    doubled = [str(run) for run, digest in pairs if digests.count(digest) > 1]
+    if doubled:
+        raise InputError(
+            f"{name_some(doubled)}: one model is given more than once; name each run once"
+        )
+    return [
+        {
+            "run": os.path.relpath(run.folder, out),
+            "seed": run.config.seed,
+            "model_sha256": digest,
+        }
+        for run, digest in pairs
+    ]
+
+
 def require_no_training(run: Run) -> None:
     """Check that a folder is new or holds an ensemble, which can be made again.
 
@@ -96,7 +109,7 @@ def _require_alike(members: Sequence[Run]) -> None:
         raise InputError(f"{name_some(nested)}: an ensemble itself; name its members instead")
     first, *others = members
     tested = set(first.rows("test")["image_id"])
-    for number, run in enumerate(others, start=1):
+    for run in others:
         if run.description["dataset"]["fingerprint"] != first.description["dataset"]["fingerprint"]:
             raise InputError(f"{first} and {run} were trained on different datasets")
         if _list_added(run) != _list_added(first):
@@ -113,8 +126,6 @@ def _require_alike(members: Sequence[Run]) -> None:
                 f"{first} and {run} have different test images: no test would be new to all "
                 "members of the ensemble"
             )
-        if run.digest in [earlier.digest for earlier in members[:number]]:
-            raise InputError(f"{run}: its model is given more than once; name each run once")
 
 
 def _list_added(run: Run) -> list[str]:

@@ -1,6 +1,6 @@
 """The steps that evaluate: a run, on its test or an external one, or the folds of several.
 
-Each reads files and writes files, and can be repeated. The test images of a run are predicted once.
+Each reads files and writes files, and can be repeated. Test predictions that exist are kept.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ from skinlesion.diagnoses import DatasetInfo
 from skinlesion.evaluation.bootstrap import compute_share, draw_weights
 from skinlesion.evaluation.calibration import Calibration, load_calibration
 from skinlesion.evaluation.checklist import make_checklist
+from skinlesion.evaluation.decision_metrics import apply_calibrations
 from skinlesion.evaluation.gradcam import compute_grad_cam, draw_explanations, measure_heat
 from skinlesion.evaluation.model_card import make_model_card
 from skinlesion.evaluation.ood import is_in_distribution
@@ -27,7 +28,6 @@ from skinlesion.evaluation.plots import plot_learning_curves
 from skinlesion.evaluation.report import write_report
 from skinlesion.evaluation.score import read_truth_rows, say_results
 from skinlesion.evaluation.shifts import evaluate_shifts, has_shifts, summarise_shifts
-from skinlesion.evaluation.temperature import apply_temperature
 from skinlesion.files import InputError, name_some, write_csv
 from skinlesion.machine import say
 from skinlesion.model.predictor import Outputs, Predictor
@@ -77,7 +77,7 @@ def evaluate(
         rows,
         y_prob,
         run.info,
-        calibration=calibration,
+        calibrated=apply_calibrations([calibration], [y_prob]),
         variants=_predict_variants(predictor, run, rows, tta=tta),
         seed=run.config.seed,
         extra=_measure_ood(calibration, outputs.features, rows, run.info)
@@ -107,7 +107,7 @@ def evaluate_external(
         truth: CSV file in ISIC form; its images are evaluated.
         out: folder to fill. The checklist of a run names such folders in the run's own folder.
         metadata: CSV file with HAM10000's columns for these images, for lesions and subgroups.
-        tta: predict with test-time augmentation.
+        tta: predict with test-time augmentation; `metrics.json` says so.
 
     Raises:
         InputError: an image of the truth is missing, or the files do not fit each other.
@@ -127,8 +127,9 @@ def evaluate_external(
     say(f"evaluate: predicting {len(rows):,} images with {run}")
     y_prob = Predictor.load(run).predict_files(list(rows["path"]), tta=tta).y_prob
     write_isic(out / "predictions.csv", list(rows["image_id"]), y_prob, run.info)
-    extra = {"external": {"truth": truth.name}}
-    metrics = write_report(out, rows, y_prob, run.info, calibration=calibration, extra=extra)
+    extra = {"external": {"truth": truth.name, "tta": tta}}
+    calibrated = apply_calibrations([calibration], [y_prob])
+    metrics = write_report(out, rows, y_prob, run.info, calibrated=calibrated, extra=extra)
     say_results(metrics, run.info, out)
     return metrics
 
@@ -138,8 +139,8 @@ def evaluate_folds(
 ) -> dict[str, Any]:
     """Evaluate the folds of a cross-validation together.
 
-    Each image is predicted by the one model that has not seen it. The probabilities of each fold
-    are brought to its own temperature.
+    Each image is predicted by the one model that has not seen it, and calibrated as that model is.
+    `predictions.csv` has the uncalibrated probabilities, as that of a run.
 
     Args:
         runs: trained and calibrated runs, two or more, without common test images.
@@ -153,17 +154,16 @@ def evaluate_folds(
     found = _find_runs(runs)
     _require_all_folds(found)
     source = find_dataset(data or found[0].dataset)
-    parts, calibrated = [], []
+    parts, y_probs = [], []
     for run in found:
         rows = run.rows("test")[["image_id"]].merge(run.load_dataset(source), on="image_id")
-        rows = rows.sort_values("image_id", ignore_index=True)
-        y_prob = _predict_test(run, rows)
-        parts.append(rows)
-        calibrated.append(apply_temperature(y_prob, load_calibration(run).temperature))
-    rows, y_prob = pd.concat(parts, ignore_index=True), np.concatenate(calibrated)
-    info = found[0].info
+        parts.append(rows.sort_values("image_id", ignore_index=True))
+        y_probs.append(_predict_test(run, parts[-1]))
+    calibrated = apply_calibrations([load_calibration(run) for run in found], y_probs)
+    rows, y_prob, info = pd.concat(parts, ignore_index=True), np.concatenate(y_probs), found[0].info
     write_isic(out / "predictions.csv", list(rows["image_id"]), y_prob, info)
-    metrics = write_report(out, rows, y_prob, info, extra={"note": FOLDS_NOTE})
+    extra = {"note": FOLDS_NOTE}
+    metrics = write_report(out, rows, y_prob, info, calibrated=calibrated, extra=extra)
     say(FOLDS_NOTE)
     say_results(metrics, info, out)
     return metrics
@@ -256,8 +256,12 @@ def _warn_of_leak(run: Run, rows: pd.DataFrame) -> None:
     """Report how many external test images the run was trained or chosen on."""
     if not run.has_split:
         return  # a saved model by itself
-    split = run.split
-    known = set(split.loc[split["split"] != "test", "image_id"])
+    known = set(run.split.query("split != 'test'")["image_id"])
+    for folder in (Path(added["folder"]) for added in run.description.get("also", [])):
+        if folder.is_dir():
+            known |= set(list_images(folder))
+        else:
+            say(f"evaluate: warning: {folder}, also trained on, is gone: not compared")
     seen = int(rows["image_id"].isin(known).sum())
     if seen:
         say(

@@ -163,7 +163,9 @@ def format_figure(figure: Figure | int) -> str:
     """Write a figure with its interval, such as `0.725 [0.678, 0.770]`, or a count."""
     if not isinstance(figure, Mapping):
         return f"{figure:,}"
-    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+    # JSON has null for what is not defined.
+    numbers = [float("nan") if figure[k] is None else figure[k] for k in ("value", "low", "high")]
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*numbers)
 
 
 def find_malignant(info: DatasetInfo) -> np.ndarray | None:

@@ -231,7 +231,9 @@ def _describe_training(run: Run) -> str:
 
 def _describe_members(run: Run) -> str:
     """Of an ensemble, its members; of a trained run, an empty text."""
-    members = [f"{member['run']} (seed {member['seed']})" for member in run.members]
+    members = [  # of a run elsewhere, its name: a path would tell about this machine
+        f"{one['run'].rpartition('../')[2]} (seed {one['seed']})" for one in run.members
+    ]
     if not members:
         return ""
     return (
@@ -298,7 +300,7 @@ def _describe_calibration(found: Mapping[str, Any] | None) -> list[str]:
         f"One temperature, {found['temperature']:.3f}, fitted on the validation images. Where "
         "training had class weights, the share of each class among the training images is put "
         "back, so that the probabilities hold for images in which each class is as frequent as "
-        "there. The prediction and the prediction sets give all classes the same weight. The "
+        "there; the prediction and the prediction sets give all classes the same weight. The "
         "bootstrap overstates the calibration error: its intervals are a little too high.",
         make_markdown_table(
             ("figure", "before", "after"),

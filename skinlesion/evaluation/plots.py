@@ -208,7 +208,7 @@ def plot_risk_coverage(rows: Sequence[Mapping[str, Any]], ax: Axes | None = None
     """Plot errors and missed malignant images against the share of images that are predicted.
 
     Args:
-        rows: from `decisions.compute_selective_prediction`.
+        rows: from `decision_metrics.compute_selective_prediction`.
         ax: where to draw.
     """
     ax = ax or _new_axes(6, 4)

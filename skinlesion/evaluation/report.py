@@ -12,10 +12,9 @@ from skinlesion.data.forms import is_by_image
 from skinlesion.diagnoses import DatasetInfo
 from skinlesion.evaluation import plots
 from skinlesion.evaluation.bootstrap import draw_weights
-from skinlesion.evaluation.calibration import Calibration
 from skinlesion.evaluation.costs import compute_cost_decision
 from skinlesion.evaluation.decision_curve import compute_decisions
-from skinlesion.evaluation.decision_metrics import compute_calibration
+from skinlesion.evaluation.decision_metrics import Calibrated, compute_calibration
 from skinlesion.evaluation.examples import draw_mistakes, draw_samples, name_predictions
 from skinlesion.evaluation.metrics import (
     compute_classification_report,
@@ -40,7 +39,7 @@ def write_report(
     y_prob: np.ndarray,
     info: DatasetInfo,
     *,
-    calibration: Calibration | None = None,
+    calibrated: Calibrated | None = None,
     variants: Mapping[str, np.ndarray] | None = None,
     seed: int = 42,
     extra: Mapping[str, Any] | None = None,
@@ -56,7 +55,7 @@ def write_report(
         rows: n images: `label`; if known `lesion_id`, `path` and the columns of `ATTRIBUTES`.
         y_prob: float (n, classes), uncalibrated.
         info: of the dataset.
-        calibration: fitted on validation; what needs it is left out without it.
+        calibrated: the same predictions, calibrated; what needs them is left out without them.
         variants: other predictions for the same images, by name.
         seed: of the choice of sample predictions.
         extra: more entries for `metrics.json`.
@@ -71,11 +70,11 @@ def write_report(
     y_true, groups = rows["label"].to_numpy(), rows.get("lesion_id", rows.index).to_numpy()
     metrics = compute_metrics(y_true, y_prob, info, groups=groups) | _describe_data(rows, info)
     drawn = _draw_curves(y_true, y_prob, metrics, info) | dict(figures or {})
-    drawn |= _report_calibration(out, y_true, y_prob, calibration, info, groups, metrics)
-    drawn |= _report_decisions(out, y_true, y_prob, calibration, info, groups, metrics)
+    drawn |= _report_calibration(out, y_true, y_prob, calibrated, info, groups, metrics)
+    drawn |= _report_decisions(out, y_true, y_prob, calibrated, info, groups, metrics)
     _report_variants(out, y_true, variants or {}, info, groups, metrics)
     drawn |= _report_subgroups(out, y_true, y_prob, rows, info, metrics)
-    drawn |= _draw_examples(rows, y_prob, calibration, info.labels, seed)
+    drawn |= _draw_examples(rows, y_prob, calibrated, info.labels, seed)
     _write_tables(out, y_true, y_prob, metrics, info)
     _save_figures(out, drawn, info.synthetic)
     metrics |= extra or {}
@@ -108,56 +107,67 @@ def _report_calibration(
     out: Path,
     y_true: np.ndarray,
     y_prob: np.ndarray,
-    calibration: Calibration | None,
+    calibrated: Calibrated | None,
     info: DatasetInfo,
     groups: np.ndarray,
     metrics: dict[str, Any],
 ) -> Drawn:
-    if calibration is None:
+    if calibrated is None:
         return {}
     weights, _ = draw_weights(len(y_true), groups)
-    measured = compute_calibration(
-        y_true, y_prob, calibration, info, groups=groups, weights=weights
-    )
+    measured = compute_calibration(y_true, y_prob, calibrated, info, groups=groups, weights=weights)
     metrics["calibration"] = measured
     selective = list(measured["selective_prediction"])
     write_csv(out / "risk_coverage.csv", pd.json_normalize(selective, sep="_"))
     points = [
-        {key: point[key] for key in ("target_sensitivity", "threshold")} | {"figure": name} | row
+        {
+            "target_sensitivity": point["target_sensitivity"],
+            # Of folds, there are several; of images without a malignant one, there is none.
+            "threshold": " ".join(
+                str(cut) for cut in np.atleast_1d(point["threshold"]) if cut is not None
+            ),
+            "figure": name,
+        }
+        | row
         for point in measured["operating_points"]
         for name, row in point.items()
         if isinstance(row, dict)
     ]
     if points:
         write_csv(out / "operating_points.csv", pd.DataFrame(points))
-    calibrated = calibration.apply(y_prob)
-    stages = {"before calibration": y_prob, "after calibration": calibrated}
+    stages = {"before calibration": y_prob, "after calibration": calibrated.y_prob}
     return {
         "reliability": plots.plot_reliability(y_true, stages).figure,
         "risk_coverage": plots.plot_risk_coverage(selective).figure,
     }
 
 
+def _join(threshold: float | list[float | None] | None) -> str:
+    """A threshold as text: of folds there are several, without malignant images there is none."""
+    cuts = threshold if isinstance(threshold, list) else [threshold]
+    return " ".join(str(cut) for cut in cuts if cut is not None)
+
+
 def _report_decisions(
     out: Path,
     y_true: np.ndarray,
     y_prob: np.ndarray,
-    calibration: Calibration | None,
+    calibrated: Calibrated | None,
     info: DatasetInfo,
     groups: np.ndarray,
     metrics: dict[str, Any],
 ) -> Drawn:
     weights, _ = draw_weights(len(y_true), groups)
-    by_ratio, calibrated = y_prob.argmax(axis=1), _calibrate(y_prob, calibration)
+    by_ratio, probabilities = y_prob.argmax(axis=1), calibrated.y_prob if calibrated else y_prob
     drawn: Drawn = {}
     if info.malignant is not None:
-        found = metrics["decisions"] = compute_decisions(y_true, calibrated, weights, info)
+        found = metrics["decisions"] = compute_decisions(y_true, probabilities, weights, info)
         write_csv(out / "decision_curve.csv", pd.json_normalize(found["curve"], sep="_"))
         write_csv(out / "fixed_points.csv", pd.DataFrame(found["fixed_points"]))
         drawn["decision_curve"] = plots.plot_decision_curve(found["curve"]).figure
-    if calibration and calibration.costs:
+    if calibrated and calibrated.costs:
         options: dict[str, Any] = {"by_ratio": by_ratio, "groups": groups, "weights": weights}
-        paid = compute_cost_decision(y_true, calibrated, calibration.costs, info, **options)
+        paid = compute_cost_decision(y_true, probabilities, calibrated.costs, info, **options)
         metrics["cost_decision"] = paid
         rows = [
             {"rule": rule, "figure": name} | figure
@@ -227,21 +237,17 @@ def _report_subgroups(
 def _draw_examples(
     rows: pd.DataFrame,
     y_prob: np.ndarray,
-    calibration: Calibration | None,
+    calibrated: Calibrated | None,
     labels: Sequence[str],
     seed: int,
 ) -> Drawn:
     if "path" not in rows:
         return {}
-    shown = name_predictions(rows, y_prob, _calibrate(y_prob, calibration))
+    shown = name_predictions(rows, y_prob, calibrated.y_prob if calibrated else y_prob)
     drawn: Drawn = {"sample_predictions": draw_samples(shown, labels, seed=seed)}
     if (shown["predicted"] != shown["label"]).any():
         drawn["confident_mistakes"] = draw_mistakes(shown, labels)
     return drawn
-
-
-def _calibrate(y_prob: np.ndarray, calibration: Calibration | None) -> np.ndarray:
-    return calibration.apply(y_prob) if calibration else y_prob
 
 
 def _draw_curves(

@@ -92,7 +92,8 @@ def describe_subgroups(csv: Path, info: DatasetInfo, n_bootstrap: int) -> str:
     if info.focus is not None:
         supports.append(f"{info.focus_name}s")
         shown[f"sensitivity_{info.focus}"] = f"sensitivity to {info.focus_name}"
-    groups = pd.read_csv(csv).groupby(["attribute", "subgroup"], sort=False)
+    table = pd.read_csv(csv, converters={"subgroup": str})  # which may be called NA
+    groups = table.groupby(["attribute", "subgroup"], sort=False)
     for (attribute, subgroup), group in groups:
         counts = group.iloc[0]
         images, malignant = counts["images"], counts.get("malignant", 0)
@@ -129,7 +130,7 @@ def _subgroups(rows: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
         edges = [*AGE_BANDS.values(), np.inf]
         age = pd.to_numeric(table["age"], errors="coerce")
         table["age"] = pd.cut(age, edges, right=False, labels=list(AGE_BANDS)).astype(object)
-    for attribute in ("sex", "age", "localization", "dx_type"):
+    for attribute in ATTRIBUTES:
         if attribute in table:
             values = table[attribute].fillna("unknown").astype(str)
             for subgroup in sorted(values.unique()):

@@ -3,15 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from skinlesion.diagnoses import BY_IMAGE_NOTE, SYNTHETIC_NOTE, DatasetInfo
 from skinlesion.evaluation.calibration import FEW_MALIGNANT
 from skinlesion.evaluation.costs import BY_COST, BY_RATIO
-from skinlesion.evaluation.decision_metrics import (
-    tabulate_operating_points,
-    tabulate_prediction_sets,
-)
 from skinlesion.evaluation.metrics import format_figure
 
 OVERALL = {
@@ -44,12 +41,33 @@ def per_class_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
 
 def operating_points_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
     """Malignant against benign at the thresholds chosen on validation, for a notebook."""
-    return tabulate_operating_points(metrics["calibration"])
+    rows = [
+        {
+            "threshold chosen for": f"{point['target_sensitivity']:.0%} sensitivity",
+            "threshold": _format_threshold(point["threshold"]),
+            **{name: format_figure(point[name]) for name in ("sensitivity", "specificity")},
+            **{name.upper(): format_figure(point[name]) for name in ("ppv", "npv")},
+        }
+        for point in metrics["calibration"]["operating_points"]
+    ]
+    return pd.DataFrame(rows).set_index("threshold chosen for") if rows else pd.DataFrame()
+
+
+def _format_threshold(value: float | list[float | None] | None) -> str:
+    """One threshold, or the range of those of the folds."""
+    values = np.array(value if isinstance(value, list) else [value], float)
+    if np.isnan(values).any():
+        return "none"
+    return " to ".join(f"{end:.3f}" for end in dict.fromkeys([values.min(), values.max()]))
 
 
 def prediction_sets_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
     """Coverage and size of the prediction sets of each class, for a notebook."""
-    return tabulate_prediction_sets(metrics["calibration"])
+    sets = metrics["calibration"]["prediction_sets"]
+    everything = {"support": sum(row["support"] for row in sets["per_class"].values())}
+    rows = {"all": everything | {name: sets[name] for name in ("coverage", "mean_size")}}
+    table = pd.DataFrame(rows | sets["per_class"]).T.map(format_figure)
+    return table.rename(columns={"support": "images", "mean_size": "classes in the set"})
 
 
 def describe_metrics(metrics: Mapping[str, Any], info: DatasetInfo) -> str:

@@ -69,8 +69,8 @@ def make_callbacks(
 class Progress(keras.callbacks.Callback):
     """Adds speed and learning rate to the logs, and prints a line an epoch.
 
-    After a few steps of the first epoch, it prints how long the whole run may take, and keeps it in
-    the attribute `estimate`, in seconds.
+    After a few steps of the first epoch, it prints how long all epochs that are left may take, and
+    keeps it in the attribute `estimate`, in seconds.
 
     Args:
         batch_size: images in a step.
@@ -85,24 +85,25 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         """Start the clock."""
-        self.started = self.trained = time.monotonic()
+        self.epoch, self.started = epoch, time.monotonic()
+        self.trained = self.started
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         """Note when training ended: validation follows."""
-        self.trained = time.monotonic()
+        self.trained, self.steps = time.monotonic(), batch + 1
         if not self.durations and batch == 0:
             self.after_first = self.trained  # the first step compiles the model
         elif not self.durations and batch == TIMED_STEPS:
             step = (self.trained - self.after_first) / TIMED_STEPS
             steps = self.params["steps"] + VALIDATION_COST * self.validation_steps
-            self.estimate = step * steps * self.params["epochs"]
-            duration = describe_duration(self.estimate)
-            say(f"train: estimated time for {self.params['epochs']} epochs: {duration}")
+            epochs = self.params["epochs"] - self.epoch
+            self.estimate = step * steps * epochs
+            say(f"train: estimated time for {epochs} epochs: {describe_duration(self.estimate)}")
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Complete the logs and print them."""
         assert logs is not None
-        images = self.params["steps"] * self.batch_size
+        images = self.steps * self.batch_size
         rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
         logs["learning_rate"] = float(rate)
         seconds = max(self.trained - self.started, 1e-3)  # where the clock of a machine stood still
@@ -138,6 +139,11 @@ class TimeLimit(keras.callbacks.Callback):
         """Stop in the middle of an epoch when the time is up."""
         if time.monotonic() > self.deadline:
             self.is_epoch_cut = self.model.stop_training = True
+
+    def on_test_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        """Leave out the rest of the validation of such an epoch, which is not kept."""
+        if self.is_epoch_cut:
+            self.model.stop_evaluating = True
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Stop when another epoch would not fit."""

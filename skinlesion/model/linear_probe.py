@@ -82,7 +82,9 @@ def _try_strengths(
 ) -> tuple[pd.DataFrame, list[np.ndarray]]:
     """A row for each of `STRENGTHS`, and the weights of the last layer for the best of them."""
     if len(np.unique(labels)) < 2:
-        raise InputError("the training images are all of one class; raise limit")
+        raise InputError(
+            "the training images are all of one class; raise limit, under another name of the run"
+        )
     scaler = StandardScaler().fit(x)
     rows: list[dict[str, float]] = []
     best: list[np.ndarray] = []

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +176,7 @@ class Run:
 
     def rows(self, part: str) -> pd.DataFrame:
         """The images of one part of the split: image_id, lesion_id, dx, label."""
-        rows = self.split[self.split["split"] == part].reset_index(drop=True)
+        rows = self.split.query("split == @part").reset_index(drop=True)
         return rows.assign(label=rows["dx"].map(self.dataset_info.label_of).astype(int))
 
     @property
@@ -265,7 +264,7 @@ class Run:
             )
         return read_isic_for(self.predictions_path(part, tta=tta), image_ids, self.info)
 
-    @cached_property
+    @property
     def _sums(self) -> dict[str, str]:
         path = self.model_dir / SUMS_NAME
         try:
@@ -316,7 +315,6 @@ class Run:
             write_sums(part)
 
         write_folder_atomically(self.model_dir, write)
-        self.__dict__.pop("_sums", None)
 
     def save_calibration(self, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         """Put what `calibrate` fitted beside the network, in place of an earlier calibration.
@@ -334,7 +332,6 @@ class Run:
 
         with self.lock:
             write_folder_atomically(self.model_dir, write)
-        self.__dict__.pop("_sums", None)
 
     def read_calibration(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         """Read what `save_calibration` wrote; None: the model is not calibrated.

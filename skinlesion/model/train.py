@@ -1,6 +1,7 @@
 """Train a model: from a dataset and a split to a finished run."""
 
 import shutil
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -68,7 +69,7 @@ def train(
         InputError: the run is another one or busy, an input is unusable, or there is no room.
         FloatingPointError: the loss is no longer a number.
     """
-    run = run if isinstance(run, Run) else Run(run)
+    begun, run = time.monotonic(), run if isinstance(run, Run) else Run(run)
     if run.is_finished and not (data or splits or also or find_other_settings(run, config)):
         return _keep_finished(run)
     data, also = find_dataset(data or run.dataset), settle_also(run, also)
@@ -88,11 +89,16 @@ def train(
             validation_data=validation,
             epochs=config.epochs,
             shuffle=False,  # the dataset does it
-            callbacks=make_callbacks(run, config, time_limit=time_limit),
+            callbacks=make_callbacks(run, config, time_limit=_subtract(time_limit, begun)),
             verbose=1 if is_watched() else 0,
         )
         finish_run(run, model, config)
     return run
+
+
+def _subtract(time_limit: float | None, begun: float) -> float | None:
+    """The hours of a limit that are left; `begun` is a reading of `time.monotonic`."""
+    return None if time_limit is None else time_limit - (time.monotonic() - begun) / 3600
 
 
 def compile_model(model: keras.Sequential, config: Config, *, steps: int) -> None:
