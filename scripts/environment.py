@@ -151,12 +151,12 @@ def prepare_browser() -> None:
         print("browser: no Chromium, and no right to install it; its tests will be skipped")
         return
     print("browser: installing Chromium", flush=True)
-    quiet = {
-        "stdout": subprocess.DEVNULL,
-        "env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-    }
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update"], ["install", "--yes", "--no-install-recommends", "chromium"]):
-        if subprocess.run(["apt-get", *command], check=False, **quiet).returncode:
+        finished = subprocess.run(
+            ["apt-get", *command], check=False, stdout=subprocess.DEVNULL, env=environment
+        )
+        if finished.returncode:
             print("browser: it cannot be installed here; its tests will be skipped", flush=True)
             return
 

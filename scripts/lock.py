@@ -39,7 +39,7 @@ def write_lock(stack: str, python: Path) -> Path:
     """List the packages of an environment in its lock file; return the file."""
 
     def ask(*command: str) -> str:
-        asked = [python, *command]
+        asked = [str(python), *command]
         return subprocess.run(asked, capture_output=True, text=True, check=True).stdout
 
     version = ask("-c", "import platform; print(platform.python_version())").strip()

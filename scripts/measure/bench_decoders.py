@@ -12,7 +12,8 @@ import argparse
 import contextlib
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,11 @@ def find_ways() -> dict[str, Way]:
     return ways
 
 
+def count(pool: Executor, way: Way, paths: list[Path]) -> int:
+    """Decode, and return the number of images."""
+    return len(list(pool.map(way, paths)))
+
+
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(
@@ -101,7 +107,7 @@ def compare(paths: list[Path], arguments: argparse.Namespace) -> None:
     expected = [decode_full_size(path).astype(float) for path in paths]
     with ThreadPoolExecutor(THREADS) as pool:
         medians = measure(
-            {name: lambda way=way: len(list(pool.map(way, paths))) for name, way in ways.items()},
+            {name: partial(count, pool, way, paths) for name, way in ways.items()},
             repeat=arguments.repeat,
         )
     ours = medians["ours (Pillow)"]

@@ -14,6 +14,7 @@ import argparse
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -103,6 +104,11 @@ def require_same_answers(ways: dict[str, Way]) -> None:
             raise SystemExit(f"{ours} does not give the probabilities of {original}")
 
 
+def count(way: Way) -> int:
+    """Predict, and return the number of images."""
+    return len(way())
+
+
 def main() -> None:
     """Measure, print a table, write the file."""
     parser = argparse.ArgumentParser(
@@ -126,7 +132,7 @@ def main() -> None:
         require_same_answers(ways)
         # Each way returns a row of probabilities for each image.
         medians = measure(
-            {name: lambda way=way: len(way()) for name, way in ways.items()},
+            {name: partial(count, way) for name, way in ways.items()},
             repeat=arguments.repeat,
         )
     ratios = {name: medians[original] / medians[ours] for name, (original, ours) in RATIOS.items()}

@@ -268,7 +268,9 @@ def draw_document(rng: np.random.Generator) -> Image.Image:
             top += 160
         top += 24
     if rng.random() < 0.5:
-        page = page.rotate(rng.uniform(-12, 12), 3, expand=True, fillcolor=(90, 75, 60))
+        page = page.rotate(
+            rng.uniform(-12, 12), Image.Resampling.BICUBIC, expand=True, fillcolor=(90, 75, 60)
+        )
     return page
 
 

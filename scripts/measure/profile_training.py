@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 from benchmark import report
@@ -53,7 +53,7 @@ def train(weights: str) -> None:
 
 def read_log(log: str) -> dict[str, float]:
     """Milliseconds a step of each kind of kernel, and of everything else."""
-    spent: Counter[str] = Counter()
+    spent: dict[str, float] = defaultdict(float)
     lines = log[log.index(BEGIN) :].splitlines()[1:]
     for line in lines:
         fields = line.split(",")
@@ -63,7 +63,7 @@ def read_log(log: str) -> dict[str, float]:
         if line.startswith("onednn_verbose") and "exec" in fields:
             kind = fields[fields.index("exec") + 4]
             spent[KINDS.get(kind, "other kernels of oneDNN")] += float(fields[-1]) / STEPS
-    return dict(spent) | {"everything else": step - spent.total()}
+    return dict(spent) | {"everything else": step - sum(spent.values())}
 
 
 def main() -> None:

@@ -73,7 +73,8 @@ def run_benchmarks(names: list[str]) -> None:
         for processor in ROUNDS.get(name, 1) * tuple(ONLY_ON.get(name, PROCESSORS)):
             print(f"\n{name}, {processor}", flush=True)
             out = RESULTS / "part.json"
-            command = [sys.executable, ROOT / "scripts/measure" / script, *options, "--out", out]
+            command: list[str | Path] = [sys.executable, ROOT / "scripts/measure" / script]
+            command += [*options, "--out", out]
             subprocess.run(command, check=True, env=os.environ | PROCESSORS[processor])
             result = json.loads(out.read_text())
             out.unlink()
