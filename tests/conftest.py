@@ -1,5 +1,7 @@
 """What several test files need: the sample, a tiny dataset of flat images, a trained run."""
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -100,6 +102,22 @@ def evaluated_run(
 def run_copy(trained_run: Path, tmp_path: Path) -> Path:
     """A copy of the finished run that a test may change."""
     return Path(shutil.copytree(trained_run, tmp_path / "run"))
+
+
+def seal(folder: Path) -> None:
+    """Write the checksums that fit the files."""
+    names = [path.name for path in folder.iterdir() if path.name != "SHA256SUMS"]
+    sums = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
+    (folder / "SHA256SUMS").write_text("".join(sums))
+
+
+def edit_bundle(folder: Path, **values: object) -> None:
+    """Change what a saved model says of itself; without a calibration, its arrays go too."""
+    path = folder / "bundle.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    if values.get("calibration", path) is None:
+        (folder / "calibration.npz").unlink()
+    seal(folder)
 
 
 def save_legacy_weights(path: Path, last_stage: str) -> Path:

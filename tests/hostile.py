@@ -27,8 +27,8 @@ from typing import Any
 
 import httpx
 import numpy as np
+from conftest import seal
 from PIL import Image
-from test_run import seal
 
 from skinlesion.data.ham10000 import HAM10000, METADATA_NAME
 from skinlesion.data.images import decode_image

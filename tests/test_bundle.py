@@ -14,7 +14,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from test_run import seal
+from conftest import seal
 
 from skinlesion.demo.predict import CalibratedPredictor
 from skinlesion.evaluation.calibration import load_calibration

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import sklearn
+from conftest import edit_bundle
 from packaging.version import parse
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -382,6 +383,12 @@ class TestPrior:
         assert find_prior(labels, plain, 7) == pytest.approx(UNIFORM)
 
 
+def test_the_rule_names_what_decides():
+    weighted, plain = make_calibration(0.1, RARE), make_calibration(0.1, UNIFORM)
+    assert weighted.rule == "decides by the highest probability relative to frequency"
+    assert plain.rule == "decides by the highest probability"
+
+
 def test_selective_prediction_hand_worked():
     y_prob = np.zeros((4, 7))
     y_prob[:, 5] = [0.9, 0.8, 0.7, 0.6]
@@ -421,7 +428,7 @@ class TestStep:
         before = run.read_calibration()[0]
         calibrate(run, sample)
         assert "calibrated already" in capsys.readouterr().out
-        run.save_model(run.load_model(), run.info.model_copy(update={"calibration": None}))
+        edit_bundle(run.model_dir, calibration=None)
         with pytest.raises(InputError, match="skinlesion calibrate --run"):
             load_calibration(run)
         calibrate(run, sample)

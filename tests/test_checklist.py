@@ -8,6 +8,7 @@ from importlib.resources import files
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import edit_bundle
 
 from skinlesion.data.ham10000 import HAM10000
 from skinlesion.data.isic_csv import write_isic
@@ -33,9 +34,7 @@ def run(evaluated_run, tmp_path):
 @pytest.fixture
 def real_run(run):
     """The same, as if its images were HAM10000's."""
-    values, arrays = run.read_calibration()
-    run.save_model(run.load_model(), run.info.model_copy(update={"synthetic": False}))
-    run.save_calibration(values, arrays)
+    edit_bundle(run.model_dir, synthetic=False)
     return run
 
 

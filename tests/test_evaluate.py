@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TINY
+from conftest import TINY, edit_bundle
 
 from skinlesion.cli import main
 from skinlesion.config import make_config
@@ -183,7 +183,7 @@ class TestEvaluate:
 
     def test_a_run_without_calibration_says_what_to_do(self, run_copy, sample):
         run = Run(run_copy)
-        run.save_model(run.load_model(), run.info.model_copy(update={"calibration": None}))
+        edit_bundle(run.model_dir, calibration=None)
         with pytest.raises(InputError, match="skinlesion calibrate --run"):
             evaluate(run, data=sample)
 

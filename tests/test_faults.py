@@ -17,6 +17,7 @@ import faults
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import edit_bundle
 from faults import Outcome, Processes
 from PIL import Image
 
@@ -81,7 +82,7 @@ class Lab:
         if stage == "uncalibrated":
             shutil.copytree(self.whole("train"), out)
             run = Run(out)
-            run.save_model(run.load_model(), run.info.model_copy(update={"calibration": None}))
+            edit_bundle(run.model_dir, calibration=None)
             (out / "predictions_validation.csv").unlink()
             return out
         done = self.run(stage, out)

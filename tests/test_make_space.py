@@ -11,6 +11,7 @@ import gradio
 import httpx
 import pytest
 import yaml
+from conftest import edit_bundle
 from gradio_client import Client, handle_file
 from make_space import PROXIES, list_requirements, make_space
 from packaging.requirements import Requirement
@@ -110,8 +111,16 @@ def test_a_folder_with_something_in_it_is_left_alone(space, evaluated_run):
         make_space(Run(evaluated_run), space)
 
 
+def test_of_other_images_no_licence_is_claimed_and_no_other_file_is_taken(run_copy, tmp_path):
+    edit_bundle(run_copy / "model", synthetic=False, source="our clinic")
+    (run_copy / "model" / "patient.jpg").touch()
+    folder = make_space(Run.find(run_copy / "model"), tmp_path / "space")
+    assert "license" not in yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+    assert not list(folder.rglob("patient.jpg"))
+
+
 def test_an_uncalibrated_model_is_refused(run_copy, tmp_path):
     run = Run(run_copy)
-    run.save_model(run.load_model(), run.info.model_copy(update={"calibration": None}))
+    edit_bundle(run.model_dir, calibration=None)
     with pytest.raises(InputError, match="calibrate"):
         make_space(run, tmp_path / "space")

@@ -6,6 +6,7 @@ import shutil
 
 import pandas as pd
 import pytest
+from conftest import edit_bundle
 from huggingface_hub import ModelCard
 
 from skinlesion.data.ham10000 import HAM10000
@@ -38,10 +39,7 @@ def synthetic_run(evaluated, tmp_path):
 def real_run(evaluated, tmp_path):
     """The same, as if its images were HAM10000's."""
     run = shutil.copytree(evaluated, tmp_path / "real")
-    one = Run(run)
-    values, arrays = one.read_calibration()
-    one.save_model(one.load_model(), one.info.model_copy(update={"synthetic": False}))
-    one.save_calibration(values, arrays)
+    edit_bundle(run / "model", synthetic=False)
     change(run / "evaluation" / "metrics.json", synthetic=False)
     described = json.loads((run / "config.json").read_text())
     change(run / "config.json", dataset=described["dataset"] | {"synthetic": False})

@@ -30,6 +30,19 @@ def code_cells(path):
     return [cell for cell in read(path).cells if cell.cell_type == "code"]
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--only=04_evalaute", "no notebook 04_evalaute; there are 01_copy_images"),
+        ("--set=recipe=probe", "--set recipe=probe: no JSON"),
+    ],
+)
+def test_a_mistake_in_an_option_is_one_line(tmp_path, option, message):
+    finished = run_notebooks("--data", tmp_path, "--work", tmp_path / "work", option)
+    assert finished.returncode == 2
+    assert message in finished.stderr.splitlines()[-1]
+
+
 def run_notebooks(*arguments):
     script = ROOT / "scripts" / "run_notebooks.py"
     # The tests' own backend shows nothing; notebooks use their own.

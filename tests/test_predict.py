@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import edit_bundle
 from PIL import Image
 
 from skinlesion.data.ham10000 import HAM10000
@@ -215,7 +216,7 @@ def test_nothing_to_predict_is_refused(pictures, tmp_path):
 
 def test_an_uncalibrated_model_is_refused(run_copy, pictures):
     run = Run(run_copy)
-    run.save_model(run.load_model(), run.info.model_copy(update={"calibration": None}))
+    edit_bundle(run.model_dir, calibration=None)
     with pytest.raises(InputError, match="calibrate"):
         predict_image(run, pictures[0])
 

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,12 +41,6 @@ def uninterrupted(command, tmp_path_factory):
     run = tmp_path_factory.mktemp("whole") / "run"
     subprocess.run([*command, "--run", str(run)], capture_output=True, check=True)
     return run
-
-
-def test_the_same_command_gives_the_same_run(command, uninterrupted, tmp_path):
-    """In another process, whose sets of names have another order."""
-    subprocess.run([*command, "--run", str(tmp_path / "run")], capture_output=True, check=True)
-    assert_same(tmp_path / "run", uninterrupted)
 
 
 def assert_same(run, other):
@@ -115,15 +110,21 @@ def test_no_room_for_a_checkpoint_loses_nothing(command, uninterrupted, tmp_path
     pd.testing.assert_frame_equal(history(run), history(uninterrupted))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config():
     return make_config("default", **TINY, epochs=3, limit=14, deterministic=True)
 
 
+@pytest.fixture(scope="module")
+def stopped(sample, config, tmp_path_factory):
+    """A run that stopped at its time limit, before the end of its first epoch; read only."""
+    return train(sample, tmp_path_factory.mktemp("stopped") / "run", config, time_limit=1e-9)
+
+
 @pytest.fixture
-def begun(sample, config, tmp_path):
-    """A run that stopped at its time limit, before the end of its first epoch."""
-    return train(sample, tmp_path / "begun", config, time_limit=1e-9)
+def begun(stopped, tmp_path):
+    """A copy of it that a test may continue or change."""
+    return Run(shutil.copytree(stopped.folder, tmp_path / "begun"))
 
 
 def test_a_time_limit_stops_and_the_same_call_continues(begun, config, sample, capsys):
@@ -189,15 +190,14 @@ def test_a_later_notebook_does_not_train_past_the_time_limit(begun, config, samp
             find_trained_run(folder, sample, config, train_if_missing=True, time_limit=limit)
 
 
-def test_a_run_that_another_version_began_is_refused(config, sample, tmp_path):
+def test_a_run_that_another_version_began_is_refused(begun, config, sample):
     """It had one callback more to restore."""
-    stopped = train(sample, tmp_path / "run", config, time_limit=1e-9)
-    state = stopped.checkpoints / "state.json"
+    state = begun.checkpoints / "state.json"
     watchers = {"watchers": [{"wait": 0}], "rows": [], "is_over": False}
     state.parent.mkdir(exist_ok=True)
     state.write_text(json.dumps(watchers))
     with pytest.raises(InputError, match="begun by another version of skinlesion; train again"):
-        train(sample, tmp_path / "run", config)
+        train(sample, begun, config)
 
 
 def test_a_run_keeps_its_precision_on_another_device(begun):

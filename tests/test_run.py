@@ -1,18 +1,11 @@
-import hashlib
 import json
 
 import numpy as np
 import pytest
+from conftest import seal
 
 from skinlesion.files import InputError
 from skinlesion.model.run import Run
-
-
-def seal(folder):
-    """Write the checksums that fit the files."""
-    names = [path.name for path in folder.iterdir() if path.name != "SHA256SUMS"]
-    sums = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
-    (folder / "SHA256SUMS").write_text("".join(sums))
 
 
 def test_a_run_and_its_model_folder_are_both_found(trained_run):
