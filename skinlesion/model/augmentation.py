@@ -9,6 +9,7 @@ from keras import ops
 from skinlesion.config import Augmentation
 
 
+@keras.saving.register_keras_serializable("skinlesion")
 class RandomAffine(keras.layers.Layer):
     """Rotation, zoom and flips of each image, drawn anew, in a single resampling.
 
