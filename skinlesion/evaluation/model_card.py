@@ -231,8 +231,11 @@ def _describe_training(run: Run) -> str:
 
 def _describe_members(run: Run) -> str:
     """Of an ensemble, its members; of a trained run, an empty text."""
-    members = [  # of a run elsewhere, its name: a path would tell about this machine
-        f"{one['run'].rpartition('../')[2]} (seed {one['seed']})" for one in run.members
+    members = [
+        # Of a run elsewhere, the name: a path would tell about this machine.
+        f"{Path(one['run']).name if one['run'].startswith('..') else one['run']} "
+        f"(seed {one['seed']})"
+        for one in run.members
     ]
     if not members:
         return ""
