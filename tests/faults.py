@@ -81,6 +81,8 @@ def start(folder: Path) -> Iterator[Processes]:
     """Start the program that starts the processes."""
     command = [sys.executable, __file__]
     variables = os.environ | {"SKINLESION_CACHE": str(folder / "cache")}
+    # Freed memory goes back to the system; otherwise what is left of it lifts the limit of memory.
+    variables["MALLOC_MMAP_THRESHOLD_"] = "65536"
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables
     ) as program:
