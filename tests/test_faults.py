@@ -341,7 +341,7 @@ def test_little_memory_is_a_right_result_or_one_line(lab, tmp_path, count):
     """The limit is that of addresses (RLIMIT_AS), beside what TensorFlow has mapped already."""
     folder = tmp_path / "images"
     folder.mkdir()
-    Image.new("RGB", (6000, 4000), "brown").save(folder / "ISIC_1.jpg", "PNG")
+    Image.new("RGBA", (6000, 4000), "brown").save(folder / "ISIC_1.jpg", "PNG")
     command = ["decode", str(folder), str(tmp_path / "cache")]
     results = []
     for memory in (1024, 32) if not FULL else (1024, 512, 256, 128, 64, 32):
