@@ -171,6 +171,18 @@ class TestFit:
         assert run.is_finished
         assert "val_loss" in capsys.readouterr().out
 
+    def test_each_step_is_traced_once(self, tmp_path, monkeypatch):
+        """Python runs a step only while TensorFlow traces it."""
+        traced, compute_loss = [], keras.Sequential.compute_loss
+
+        def count(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+            traced.append("training" if training else "validation")
+            return compute_loss(self, x, y, y_pred, sample_weight, training)
+
+        monkeypatch.setattr(keras.Sequential, "compute_loss", count)
+        fit(Run(tmp_path), tiny())
+        assert sorted(traced) == ["training", "validation"]
+
     def test_on_one_gpu_keras_would_choose_xla(self):
         """It has no kernel for rotation."""
         model = build_model(tiny(), 7)
@@ -506,7 +518,10 @@ class TestQuarantine:
         self, damaged, tiny_config, tmp_path, capsys
     ):
         data, bad = damaged
-        run = train(data, tmp_path / "run", tiny_config, quarantine=True)
+        folder = tmp_path / "run"
+        with pytest.raises(InputError, match="images cannot be used"):
+            train(data, Run(folder, allow_incomplete=True), tiny_config)
+        run = train(data, folder, tiny_config, quarantine=True)  # in the folder of the failure
         assert read_json(run.folder / "quarantine.json") == bad
         named = set(pd.read_csv(data / METADATA_NAME)["image_id"])
         assert set(run.split["image_id"]) == named - set(bad)
@@ -528,13 +543,6 @@ class TestQuarantine:
         train(data, run.folder, tiny_config, **given)
         assert run.is_finished
         pd.testing.assert_frame_equal(run.split, before)
-
-    def test_after_a_failure_the_same_folder_can_be_used(self, damaged, tiny_config, tmp_path):
-        data, _ = damaged
-        folder = tmp_path / "run"
-        with pytest.raises(InputError, match="images cannot be used"):
-            train(data, Run(folder, allow_incomplete=True), tiny_config)
-        assert train(data, folder, tiny_config, quarantine=True).is_finished
 
     def test_a_clean_dataset_has_no_list(self, sample, tiny_config, tmp_path):
         config = tiny_config.model_copy(update={"epochs": 0})

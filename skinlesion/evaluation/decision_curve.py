@@ -129,10 +129,8 @@ def _find_best(figure: np.ndarray, fixed: np.ndarray, at: float) -> np.ndarray:
     return np.where(np.isnan(figure[:, 0]) | np.isnan(fixed[:, 0]), np.nan, best)
 
 
-def describe_decisions(found: Mapping[str, Any] | None, info: DatasetInfo) -> list[str]:
+def describe_decisions(found: Mapping[str, Any], info: DatasetInfo) -> list[str]:
     """Paragraphs of the model card, Markdown; arguments: `metrics["decisions"]`."""
-    if found is None:
-        return ["Net benefit was not measured."]
     points: dict[str, list[Any]] = {}
     for row in found["fixed_points"]:  # those of the class in focus follow those of malignancy
         points.setdefault(f"{row['figure']} at {row['fixed']} {row['at']:.2f}", []).append(row)

@@ -3,7 +3,7 @@
 Each reads files and writes files, and can be repeated. Test predictions that exist are kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def evaluate(
     predictor = Predictor.load(run)
     say(f"evaluate: predicting {len(rows):,} test images")
     outputs = predictor.predict_files(list(rows["path"]), maps=(source / MASKS_NAME).is_dir())
-    y_prob = _keep_predictions(run, rows, outputs.y_prob)
+    y_prob = _keep_predictions(run, rows, lambda: outputs)
     metrics = write_report(
         run.evaluation_dir,
         rows,
@@ -208,12 +208,14 @@ def _make_pages(run: Run, metrics: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _keep_predictions(run: Run, rows: pd.DataFrame, y_prob: np.ndarray) -> np.ndarray:
-    """Write the test predictions, unless they exist; returns those of the file."""
+def _keep_predictions(
+    run: Run, rows: pd.DataFrame, predict: Callable[[], Outputs], *, tta: bool = False
+) -> np.ndarray:
+    """The test predictions of a run: those of its file, or new ones, which the file then holds."""
     image_ids = list(rows["image_id"])
-    if not run.has_predictions("test"):
-        run.write_predictions("test", image_ids, y_prob)
-    return run.read_predictions("test", image_ids)
+    if not run.has_predictions("test", tta=tta):
+        run.write_predictions("test", image_ids, predict().y_prob, tta=tta)
+    return run.read_predictions("test", image_ids, tta=tta)
 
 
 def _draw_figures(
@@ -231,25 +233,22 @@ def _predict_variants(
     """Predictions with test-time augmentation, if wanted or made before."""
     if not (tta or run.has_predictions("test", tta=True)):
         return {}
-    return {"test-time augmentation": _predict_with_tta(predictor, run, rows)}
 
-
-def _predict_with_tta(predictor: Predictor, run: Run, rows: pd.DataFrame) -> np.ndarray:
-    image_ids = list(rows["image_id"])
-    if not run.has_predictions("test", tta=True):
+    def predict() -> Outputs:
         say(f"evaluate: predicting {len(rows):,} test images with test-time augmentation")
-        y_prob = predictor.predict_files(list(rows["path"]), tta=True).y_prob
-        run.write_predictions("test", image_ids, y_prob, tta=True)
-    return run.read_predictions("test", image_ids, tta=True)
+        return predictor.predict_files(list(rows["path"]), tta=True)
+
+    return {"test-time augmentation": _keep_predictions(run, rows, predict, tta=True)}
 
 
 def _predict_test(run: Run, rows: pd.DataFrame) -> np.ndarray:
     """The test predictions of one of several runs, made if they do not exist."""
-    if run.has_predictions("test"):
-        return run.read_predictions("test", list(rows["image_id"]))
-    say(f"evaluate: predicting {len(rows):,} test images with {run}")
-    y_prob = Predictor.load(run).predict_files(list(rows["path"])).y_prob
-    return _keep_predictions(run, rows, y_prob)
+
+    def predict() -> Outputs:
+        say(f"evaluate: predicting {len(rows):,} test images with {run}")
+        return Predictor.load(run).predict_files(list(rows["path"]))
+
+    return _keep_predictions(run, rows, predict)
 
 
 def _warn_of_leak(run: Run, rows: pd.DataFrame) -> None:

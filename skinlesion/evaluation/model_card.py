@@ -24,7 +24,6 @@ from skinlesion.evaluation.decision_curve import describe_decisions
 from skinlesion.evaluation.markdown import format_cell, make_markdown_table
 from skinlesion.evaluation.metrics import find_malignant
 from skinlesion.evaluation.subgroups import describe_subgroups
-from skinlesion.files import InputError, name_some
 from skinlesion.model.run import Run
 
 OVERALL = {
@@ -43,30 +42,25 @@ HUB_METRICS = {"balanced_accuracy": "balanced_accuracy", "macro_f1": "f1", "macr
 """Figures that the header gives, and what the Hub calls such metrics."""
 OOD = (
     "`predict` and the demo flag images that are farther from the training images than 95 % of the "
-    "validation images are"
+    "validation images are; {} of the test images are not flagged."
 )
 PER_CLASS = ("support", "sensitivity", "specificity", "ppv", "auc", "average_precision")
 
 
-def make_model_card(run: Run, metrics: dict[str, Any] | None = None) -> str:
+def make_model_card(run: Run, metrics: Mapping[str, Any]) -> str:
     """Describe a calibrated run for people who did not make it.
 
     Args:
-        run: a trained run. The card says what it lacks, such as an evaluation.
-        metrics: what its `metrics.json` will hold; None: what it holds.
+        run: the run.
+        metrics: what its `metrics.json` will hold.
 
     Returns:
         Markdown with a YAML header, the README.md of a model on the Hugging Face Hub.
 
     Raises:
-        InputError: the run is not finished, or its files do not fit this version.
+        InputError: the run is not finished, or a file of it is damaged.
     """
-    metrics, split, info = metrics or run.metrics, run.split, run.info
-    absent = sorted(set(_list_figures(info)) - set(metrics["overall"])) if metrics else []
-    if absent:
-        raise InputError(
-            f"{run.evaluation_dir}: of another version, lacks {name_some(absent)}; evaluate again"
-        )
+    split, info = run.split, run.info
     card = ModelCard.from_template(
         _make_header(run.config.recipe, metrics, info),
         template_str=(files("skinlesion.evaluation") / "model_card.md").read_text("utf-8"),
@@ -85,24 +79,18 @@ def make_model_card(run: Run, metrics: dict[str, Any] | None = None) -> str:
         audit=_describe_audit(split),
         training=_describe_training(run),
         evaluation=_describe_evaluation(metrics, info, run.evaluation_dir / "subgroups.csv"),
-        shifts=(metrics or {}).get("shifts"),
+        shifts=metrics.get("shifts"),
         format=format_cell,
-        ood=_describe_ood(metrics),
+        ood=OOD.format(format_cell(metrics["ood"]["in_distribution"])),
         is_ensemble=bool(run.members),
     )
     return str(card)
 
 
-def _list_figures(info: DatasetInfo) -> dict[str, str]:
-    """The part of `OVERALL` that a dataset allows."""
-    known = info.malignant is not None
-    return {name: label for name, label in OVERALL.items() if known or name != "malignant_auc"}
-
-
-def _make_header(recipe: str, metrics: dict[str, Any] | None, info: DatasetInfo) -> ModelCardData:
+def _make_header(recipe: str, metrics: Mapping[str, Any], info: DatasetInfo) -> ModelCardData:
     results = []
     # The Hub shows these without the text that calls them figures of drawings.
-    if metrics and not info.synthetic:
+    if not info.synthetic:
         results = [
             EvalResult(
                 task_type="image-classification",
@@ -127,15 +115,13 @@ def _make_header(recipe: str, metrics: dict[str, Any] | None, info: DatasetInfo)
         pipeline_tag="image-classification",
         tags=["resnet50", *kind, "not-for-clinical-use"],
         datasets=None if info.synthetic else [info.source],
-        metrics=list(HUB_METRICS.values()) if metrics else None,
+        metrics=list(HUB_METRICS.values()),
         model_name=f"skinlesion-{recipe}" if results else None,
         eval_results=results or None,
     )
 
 
-def _describe_headline(metrics: dict[str, Any] | None, info: DatasetInfo) -> str:
-    if metrics is None:
-        return "Its performance was not measured yet."
+def _describe_headline(metrics: Mapping[str, Any], info: DatasetInfo) -> str:
     figure = format_cell(metrics["overall"]["balanced_accuracy"])
     said = f"On {metrics['n']:,} test images, balanced accuracy is {figure} (95 % interval)."
     malignant = find_malignant(info)
@@ -151,13 +137,6 @@ def _describe_headline(metrics: dict[str, Any] | None, info: DatasetInfo) -> str
         return f"{said}."
     focus = info.label_of[info.focus]
     return f"{said}, {missed[focus]:,} of {cases[focus]:,} {info.focus_name}s among them."
-
-
-def _describe_ood(metrics: dict[str, Any] | None) -> str:
-    found = (metrics or {}).get("ood")
-    if not found:
-        return f"{OOD}."
-    return f"{OOD}; {format_cell(found['in_distribution'])} of the test images are not flagged."
 
 
 def _count_classes(split: pd.DataFrame, info: DatasetInfo) -> str:
@@ -259,11 +238,8 @@ def _describe_fitting(config: Config, history: pd.DataFrame) -> str:
     )
 
 
-def _describe_evaluation(metrics: dict[str, Any] | None, info: DatasetInfo, subgroups: Path) -> str:
-    if metrics is None:
-        return "Not evaluated yet: run `python -m skinlesion evaluate --run RUN`."
+def _describe_evaluation(metrics: Mapping[str, Any], info: DatasetInfo, subgroups: Path) -> str:
     columns = {"single model": metrics["overall"]} | metrics.get("variants", {})
-    columns.pop("single", None)  # is the first column
     matrix = zip(info.labels, metrics["confusion_matrix"], strict=True)
     parts = [
         f"{metrics['n']:,} test images of {metrics['lesions']:,} lesions. In brackets, 95 % "
@@ -274,7 +250,8 @@ def _describe_evaluation(metrics: dict[str, Any] | None, info: DatasetInfo, subg
             ("figure", *columns),
             [
                 (label, *(x[name] for x in columns.values()))
-                for name, label in _list_figures(info).items()
+                for name, label in OVERALL.items()
+                if name in metrics["overall"]
             ],
         ),
         "### Each class",
@@ -284,8 +261,8 @@ def _describe_evaluation(metrics: dict[str, Any] | None, info: DatasetInfo, subg
         ),
         "Images of each true class (row) and predicted class (column):",
         make_markdown_table(("", *info.labels), [(code, *counts) for code, counts in matrix]),
-        *_describe_calibration(metrics.get("calibration")),
-        *(describe_decisions(metrics.get("decisions"), info) if info.malignant else ()),
+        *_describe_calibration(metrics["calibration"]),
+        *(describe_decisions(metrics["decisions"], info) if info.malignant else ()),
         *describe_cost_decision(metrics.get("cost_decision"), info),
         "### Subgroups",
         describe_subgroups(subgroups, info, metrics["n_bootstrap"]),
@@ -293,9 +270,7 @@ def _describe_evaluation(metrics: dict[str, Any] | None, info: DatasetInfo, subg
     return "\n\n".join(parts)
 
 
-def _describe_calibration(found: Mapping[str, Any] | None) -> list[str]:
-    if found is None:
-        return ["Operating points, calibration and prediction sets were not measured."]
+def _describe_calibration(found: Mapping[str, Any]) -> list[str]:
     sets = found["prediction_sets"]
     return [
         *(_describe_operating_points(found) if found["operating_points"] else ()),

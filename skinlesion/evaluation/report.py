@@ -1,6 +1,7 @@
 """From predictions to the folder `evaluation/`: metrics.json, tables and figures."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,24 @@ SOMETIMES = (
 """Tables and figures that only some calls write."""
 
 Drawn = dict[str, Figure | SubFigure]
+
+
+@dataclass(frozen=True)
+class _Predictions:
+    """What is reported: the arguments of `write_report`, and what follows from them."""
+
+    rows: pd.DataFrame
+    y_true: np.ndarray
+    y_prob: np.ndarray
+    info: DatasetInfo
+    calibrated: Calibrated | None
+    groups: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def best_prob(self) -> np.ndarray:
+        """Calibrated probabilities, if there are any."""
+        return self.calibrated.y_prob if self.calibrated else self.y_prob
 
 
 def write_report(
@@ -67,15 +86,17 @@ def write_report(
         and `compute_cost_decision`; `variants`, name to overall figures; `synthetic`; and `extra`.
     """
     _delete_earlier(out)
-    y_true, groups = rows["label"].to_numpy(), rows.get("lesion_id", rows.index).to_numpy()
-    metrics = compute_metrics(y_true, y_prob, info, groups=groups) | _describe_data(rows, info)
-    drawn = _draw_curves(y_true, y_prob, metrics, info) | dict(figures or {})
-    drawn |= _report_calibration(out, y_true, y_prob, calibrated, info, groups, metrics)
-    drawn |= _report_decisions(out, y_true, y_prob, calibrated, info, groups, metrics)
-    _report_variants(out, y_true, variants or {}, info, groups, metrics)
-    drawn |= _report_subgroups(out, y_true, y_prob, rows, info, metrics)
-    drawn |= _draw_examples(rows, y_prob, calibrated, info.labels, seed)
-    _write_tables(out, y_true, y_prob, metrics, info)
+    groups = rows.get("lesion_id", rows.index).to_numpy()
+    weights, _ = draw_weights(len(rows), groups)
+    given = _Predictions(rows, rows["label"].to_numpy(), y_prob, info, calibrated, groups, weights)
+    metrics = _compute_metrics(given, y_prob) | _describe_data(rows, info)
+    drawn = _draw_curves(given, metrics) | dict(figures or {})
+    drawn |= _report_calibration(out, given, metrics)
+    drawn |= _report_decisions(out, given, metrics)
+    _report_variants(out, given, variants or {}, metrics)
+    drawn |= _report_subgroups(out, given, metrics)
+    drawn |= _draw_examples(given, seed)
+    _write_tables(out, given, metrics)
     _save_figures(out, drawn, info.synthetic)
     metrics |= extra or {}
     for name, text in (make_pages(without_nan(metrics)) if make_pages else {}).items():
@@ -103,19 +124,21 @@ def _save_figures(out: Path, drawn: Drawn, synthetic: bool) -> None:
         plots.save_figure(figure, out / f"{name}.png")
 
 
-def _report_calibration(
-    out: Path,
-    y_true: np.ndarray,
-    y_prob: np.ndarray,
-    calibrated: Calibrated | None,
-    info: DatasetInfo,
-    groups: np.ndarray,
-    metrics: dict[str, Any],
-) -> Drawn:
-    if calibrated is None:
+def _compute_metrics(given: _Predictions, y_prob: np.ndarray) -> dict[str, Any]:
+    return compute_metrics(given.y_true, y_prob, given.info, groups=given.groups)
+
+
+def _report_calibration(out: Path, given: _Predictions, metrics: dict[str, Any]) -> Drawn:
+    if given.calibrated is None:
         return {}
-    weights, _ = draw_weights(len(y_true), groups)
-    measured = compute_calibration(y_true, y_prob, calibrated, info, groups=groups, weights=weights)
+    measured = compute_calibration(
+        given.y_true,
+        given.y_prob,
+        given.calibrated,
+        given.info,
+        groups=given.groups,
+        weights=given.weights,
+    )
     metrics["calibration"] = measured
     selective = list(measured["selective_prediction"])
     write_csv(out / "risk_coverage.csv", pd.json_normalize(selective, sep="_"))
@@ -135,40 +158,32 @@ def _report_calibration(
     ]
     if points:
         write_csv(out / "operating_points.csv", pd.DataFrame(points))
-    stages = {"before calibration": y_prob, "after calibration": calibrated.y_prob}
+    stages = {"before calibration": given.y_prob, "after calibration": given.best_prob}
     return {
-        "reliability": plots.plot_reliability(y_true, stages).figure,
+        "reliability": plots.plot_reliability(given.y_true, stages).figure,
         "risk_coverage": plots.plot_risk_coverage(selective).figure,
     }
 
 
-def _join(threshold: float | list[float | None] | None) -> str:
-    """A threshold as text: of folds there are several, without malignant images there is none."""
-    cuts = threshold if isinstance(threshold, list) else [threshold]
-    return " ".join(str(cut) for cut in cuts if cut is not None)
-
-
-def _report_decisions(
-    out: Path,
-    y_true: np.ndarray,
-    y_prob: np.ndarray,
-    calibrated: Calibrated | None,
-    info: DatasetInfo,
-    groups: np.ndarray,
-    metrics: dict[str, Any],
-) -> Drawn:
-    weights, _ = draw_weights(len(y_true), groups)
-    by_ratio, probabilities = y_prob.argmax(axis=1), calibrated.y_prob if calibrated else y_prob
-    drawn: Drawn = {}
+def _report_decisions(out: Path, given: _Predictions, metrics: dict[str, Any]) -> Drawn:
+    y_true, info, drawn = given.y_true, given.info, Drawn()
     if info.malignant is not None:
-        found = metrics["decisions"] = compute_decisions(y_true, probabilities, weights, info)
+        found = metrics["decisions"] = compute_decisions(
+            y_true, given.best_prob, given.weights, info
+        )
         write_csv(out / "decision_curve.csv", pd.json_normalize(found["curve"], sep="_"))
         write_csv(out / "fixed_points.csv", pd.DataFrame(found["fixed_points"]))
         drawn["decision_curve"] = plots.plot_decision_curve(found["curve"]).figure
-    if calibrated and calibrated.costs:
-        options: dict[str, Any] = {"by_ratio": by_ratio, "groups": groups, "weights": weights}
-        paid = compute_cost_decision(y_true, probabilities, calibrated.costs, info, **options)
-        metrics["cost_decision"] = paid
+    if given.calibrated and given.calibrated.costs:
+        paid = metrics["cost_decision"] = compute_cost_decision(
+            y_true,
+            given.best_prob,
+            given.calibrated.costs,
+            info,
+            by_ratio=given.y_prob.argmax(axis=1),
+            groups=given.groups,
+            weights=given.weights,
+        )
         rows = [
             {"rule": rule, "figure": name} | figure
             for rule, figures in paid["rules"].items()
@@ -180,17 +195,14 @@ def _report_decisions(
 
 def _report_variants(
     out: Path,
-    y_true: np.ndarray,
+    given: _Predictions,
     variants: Mapping[str, np.ndarray],
-    info: DatasetInfo,
-    groups: np.ndarray,
     metrics: dict[str, Any],
 ) -> None:
     if not variants:
         return
     metrics["variants"] = {
-        name: compute_metrics(y_true, other, info, groups=groups)["overall"]
-        for name, other in variants.items()
+        name: _compute_metrics(given, y_prob)["overall"] for name, y_prob in variants.items()
     }
     rows = [
         {"variant": variant, "figure": figure} | row
@@ -200,17 +212,10 @@ def _report_variants(
     write_csv(out / "variants.csv", pd.DataFrame(rows))
 
 
-def _report_subgroups(
-    out: Path,
-    y_true: np.ndarray,
-    y_prob: np.ndarray,
-    rows: pd.DataFrame,
-    info: DatasetInfo,
-    metrics: Mapping[str, Any],
-) -> Drawn:
-    if "lesion_id" not in rows:
+def _report_subgroups(out: Path, given: _Predictions, metrics: Mapping[str, Any]) -> Drawn:
+    if "lesion_id" not in given.rows:
         return {}
-    subgroups = compute_subgroups(y_true, y_prob, rows, info)
+    subgroups = compute_subgroups(given.y_true, given.y_prob, given.rows, given.info)
     if not len(subgroups):
         nothing = f"No subgroups: the dataset has no {', '.join(ATTRIBUTES.values())}."
         return {"subgroups": plots.plot_images([], [], nothing=nothing)}
@@ -224,7 +229,7 @@ def _report_subgroups(
         + ": "
         + shown["subgroup"]
         + shown["images"].map(" ({:,} images".format)
-        + (shown["malignant"].map(", {:,} malignant".format) if info.malignant else "")
+        + (shown["malignant"].map(", {:,} malignant".format) if given.info.malignant else "")
         + ")"
     )
     title = f"Balanced accuracy, subgroups of at least {least} images"
@@ -234,41 +239,31 @@ def _report_subgroups(
     return {"subgroups": ax.figure}
 
 
-def _draw_examples(
-    rows: pd.DataFrame,
-    y_prob: np.ndarray,
-    calibrated: Calibrated | None,
-    labels: Sequence[str],
-    seed: int,
-) -> Drawn:
-    if "path" not in rows:
+def _draw_examples(given: _Predictions, seed: int) -> Drawn:
+    if "path" not in given.rows:
         return {}
-    shown = name_predictions(rows, y_prob, calibrated.y_prob if calibrated else y_prob)
-    drawn: Drawn = {"sample_predictions": draw_samples(shown, labels, seed=seed)}
+    shown = name_predictions(given.rows, given.y_prob, given.best_prob)
+    drawn: Drawn = {"sample_predictions": draw_samples(shown, given.info.labels, seed=seed)}
     if (shown["predicted"] != shown["label"]).any():
-        drawn["confident_mistakes"] = draw_mistakes(shown, labels)
+        drawn["confident_mistakes"] = draw_mistakes(shown, given.info.labels)
     return drawn
 
 
-def _draw_curves(
-    y_true: np.ndarray, y_prob: np.ndarray, metrics: Mapping[str, Any], info: DatasetInfo
-) -> Drawn:
-    matrix = np.asarray(metrics["confusion_matrix"])
+def _draw_curves(given: _Predictions, metrics: Mapping[str, Any]) -> Drawn:
+    matrix, info = np.asarray(metrics["confusion_matrix"]), given.info
     shares = plots.plot_confusion_matrix(matrix, info.labels, normalize=True)
-    recall = plots.plot_precision_recall_curves(y_true, y_prob, metrics, info)
+    curves = (given.y_true, given.y_prob, metrics, info)
     return {
         "confusion_matrix": plots.plot_confusion_matrix(matrix, info.labels).figure,
         "confusion_matrix_normalized": shares.figure,
-        "roc_curves": plots.plot_roc_curves(y_true, y_prob, metrics, info).figure,
-        "precision_recall_curves": recall.figure,
+        "roc_curves": plots.plot_roc_curves(*curves).figure,
+        "precision_recall_curves": plots.plot_precision_recall_curves(*curves).figure,
     }
 
 
-def _write_tables(
-    out: Path, y_true: np.ndarray, y_prob: np.ndarray, metrics: dict[str, Any], info: DatasetInfo
-) -> None:
-    report = compute_classification_report(y_true, y_prob.argmax(axis=1), info)
-    codes = list(info.labels)
+def _write_tables(out: Path, given: _Predictions, metrics: dict[str, Any]) -> None:
+    codes, y_pred = list(given.info.labels), given.y_prob.argmax(axis=1)
+    report = compute_classification_report(given.y_true, y_pred, given.info)
     matrix = pd.DataFrame(metrics["confusion_matrix"], index=codes, columns=codes)
     write_csv(out / "classification_report.csv", report, index=True)
     write_csv(out / "confusion_matrix.csv", matrix, index=True)
