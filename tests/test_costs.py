@@ -187,7 +187,6 @@ def test_both_rules_are_measured_hand_worked(tmp_path):
         table,
         HAM10000,
         by_ratio=y_prob.argmax(axis=1),
-        groups=np.arange(4),
         weights=weights,
     )
     values = {

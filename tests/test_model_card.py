@@ -212,7 +212,7 @@ class TestFigures:
         change(real_run / "evaluation" / "metrics.json", calibration=found)
         assert find_table(make_card(real_run), ["chosen for"])["sensitivity 0.90"][0] == "-"
 
-    def test_what_was_not_measured_is_said(self, real_run):
+    def test_what_is_missing_is_left_out(self, real_run):
         metrics = read_metrics(real_run)
         del metrics["variants"]
         (real_run / "evaluation" / "metrics.json").write_text(json.dumps(metrics))

@@ -71,12 +71,11 @@ def test_learning_curves_without_an_epoch_say_why():
     assert "Recipe probe has no epochs" in texts(loss)[0]
 
 
-def test_sample_predictions_are_green_when_right_and_red_when_wrong():
-    images = [np.zeros((6, 8, 3), np.uint8)] * 2
-    figure = examples.plot_sample_predictions(
-        images, np.array([4, 4]), np.array([4, 5]), np.full(2, 0.9), HAM10000.labels
-    )
-    right, wrong = figure.axes[:2]
+def test_sample_predictions_are_green_when_right_and_red_when_wrong(tmp_path):
+    Image.new("RGB", (8, 6)).save(tmp_path / "black.png")
+    rows = {"path": tmp_path / "black.png", "label": 4, "predicted": [4, 5], "confidence": 0.9}
+    figure = examples.draw_samples(pd.DataFrame(rows), HAM10000.labels, seed=0)
+    right, wrong = sorted(figure.axes[:2], key=lambda ax: ax.get_title())
     assert right.get_title() == "true mel\npredicted mel 90%"
     assert wrong.get_title() == "true mel\npredicted nv 90%"
     assert to_rgb(right.title.get_color()) == to_rgb("green")
@@ -136,8 +135,7 @@ def test_risk_coverage_and_forest_show_values_and_intervals():
 
 
 def test_no_images_is_a_figure_that_says_so():
-    empty = np.zeros((2, 0), int)
-    figure = examples.plot_sample_predictions([], *empty, np.zeros(0), HAM10000.labels)
+    figure = plots.plot_images([], [])
     (ax,) = figure.axes
     assert texts(ax) == ["no images"]
     assert not ax.axison

@@ -297,3 +297,8 @@ class TestOnHam10000:
         found = audit_split(make_split(ham10000), ham10000, read_near_duplicates())
         assert found.lesions_shared == 0
         assert len(found.pairs_across) > 20
+
+
+def test_the_published_split_is_made_again():
+    published = read_split(Path(__file__).parent.parent / "docs" / "results" / "splits.csv")
+    assert is_same_split(make_split(published, pairs=read_near_duplicates()), published)

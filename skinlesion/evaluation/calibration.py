@@ -21,7 +21,7 @@ from skinlesion.diagnoses import DatasetInfo
 from skinlesion.evaluation.costs import BY_COST, BY_RATIO, CostTable, decide, read_costs
 from skinlesion.evaluation.metrics import find_malignant
 from skinlesion.evaluation.ood import OODDetector, fit_ood_detector
-from skinlesion.evaluation.quality import QualityLimits, fit_quality_limits, measure_quality
+from skinlesion.evaluation.quality import QualityLimits, Share, fit_quality_limits, measure_quality
 from skinlesion.evaluation.temperature import apply_temperature, fit_temperature, normalise
 from skinlesion.files import InputError
 from skinlesion.machine import say
@@ -35,8 +35,6 @@ COVERAGE = 0.90
 FEW_MALIGNANT = 30
 """Thresholds that rest on fewer malignant validation images are called uncertain."""
 
-
-Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 Count = Annotated[int, Field(ge=0, le=10**9, strict=True)]
 
 
@@ -183,10 +181,10 @@ def calibrate(
 
     run = Run.find(run)
     table = None if costs in (None, "none") else read_costs(Path(costs), run.info)
-    if run.info.calibration is not None and costs is None:
-        say(f"calibrate: {run} is calibrated already")
-        return load_calibration(run)
     if run.info.calibration is not None:
+        if costs is None:
+            say(f"calibrate: {run} is calibrated already")
+            return load_calibration(run)
         say(f"calibrate: figures of an earlier rule no longer hold: evaluate {run} again")
         return save_calibration(run, replace(load_calibration(run), costs=table))
     split = run.split

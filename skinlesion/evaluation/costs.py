@@ -16,9 +16,9 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from skinlesion.diagnoses import DatasetInfo
-from skinlesion.evaluation.bootstrap import compute_share
+from skinlesion.evaluation.bootstrap import Figure, compute_share, summarise
 from skinlesion.evaluation.markdown import format_cell, make_markdown_table
-from skinlesion.evaluation.metrics import compute_metrics, find_malignant
+from skinlesion.evaluation.metrics import compute_figures, find_malignant
 from skinlesion.files import InputError, name_some, read_csv
 
 KINDS = ("benign", "malignant")
@@ -126,7 +126,6 @@ def compute_cost_decision(
     info: DatasetInfo,
     *,
     by_ratio: np.ndarray,
-    groups: np.ndarray,
     weights: np.ndarray,
 ) -> dict[str, Any]:
     """Measure decisions by cost beside those without costs.
@@ -137,8 +136,7 @@ def compute_cost_decision(
         table: the costs.
         info: of the dataset.
         by_ratio: int (n,), the labels decided without costs.
-        groups: (n,), the lesion of each image.
-        weights: resamples of the same images, from `draw_weights`.
+        weights: from `draw_weights`.
 
     Returns:
         `name` and `costs` of the table; `rules`: for both rules the `FIGURES`; `saved`: the mean
@@ -152,7 +150,7 @@ def compute_cost_decision(
         "costs": costs.tolist(),
         "rules": {
             rule: {"mean_cost": compute_share(paid[rule], everything, weights)}
-            | _measure_decisions(y_true, labels, info, groups, weights)
+            | _measure_decisions(y_true, labels, info, weights)
             for rule, labels in decided.items()
         },
         "saved": compute_share(paid[BY_RATIO] - paid[BY_COST], everything, weights),
@@ -160,18 +158,15 @@ def compute_cost_decision(
 
 
 def _measure_decisions(
-    y_true: np.ndarray,
-    decided: np.ndarray,
-    info: DatasetInfo,
-    groups: np.ndarray,
-    weights: np.ndarray,
-) -> dict[str, Any]:
+    y_true: np.ndarray, decided: np.ndarray, info: DatasetInfo, weights: np.ndarray
+) -> dict[str, Figure]:
     certain = np.eye(len(info.labels))[decided]
-    found = compute_metrics(y_true, certain, info, groups=groups, n_bootstrap=len(weights) - 1)
+    overall, per_class = compute_figures(y_true, certain, weights, info)
     names = ("accuracy", "balanced_accuracy", "macro_f1")
-    figures = {name: found["overall"][name] for name in names}
+    figures = {name: summarise(overall[name]) for name in names}
     if info.focus:
-        figures[f"sensitivity_{info.focus}"] = found["per_class"][info.focus]["sensitivity"]
+        sensitivity = per_class["sensitivity"][:, info.label_of[info.focus]]
+        figures[f"sensitivity_{info.focus}"] = summarise(sensitivity)
     malignant = find_malignant(info)
     if malignant is not None:
         cases, called = malignant[y_true], malignant[decided]
@@ -180,10 +175,8 @@ def _measure_decisions(
     return figures
 
 
-def describe_cost_decision(found: Mapping[str, Any] | None, info: DatasetInfo) -> list[str]:
+def describe_cost_decision(found: Mapping[str, Any], info: DatasetInfo) -> list[str]:
     """Paragraphs of the model card, Markdown; arguments: `metrics["cost_decision"]`."""
-    if found is None:
-        return []
     costs = zip(info.labels, found["costs"], strict=True)
     names = FIGURES | {f"sensitivity_{info.focus}": f"sensitivity to {info.focus_name}"}
     return [

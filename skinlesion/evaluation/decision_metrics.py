@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from skinlesion.diagnoses import DatasetInfo
-from skinlesion.evaluation.bootstrap import Figure, compute_share
+from skinlesion.evaluation.bootstrap import Figure, compute_share, summarise
 from skinlesion.evaluation.calibration import (
     COVERAGE,
     Calibration,
@@ -14,7 +14,7 @@ from skinlesion.evaluation.calibration import (
     sum_malignant,
 )
 from skinlesion.evaluation.costs import CostTable
-from skinlesion.evaluation.metrics import compute_metrics, find_malignant
+from skinlesion.evaluation.metrics import compute_figures, find_malignant
 
 LEFT_OUT = tuple(np.round(np.arange(0.0, 0.95, 0.05), 2))
 """Shares of images left to a doctor at which the risk among the rest is measured."""
@@ -73,8 +73,6 @@ def compute_calibration(
     y_prob: np.ndarray,
     calibrated: Calibrated,
     info: DatasetInfo,
-    *,
-    groups: np.ndarray,
     weights: np.ndarray,
 ) -> dict[str, Any]:
     """Measure temperature, operating points, prediction sets and selective prediction.
@@ -84,8 +82,7 @@ def compute_calibration(
         y_prob: float (n, classes), uncalibrated.
         calibrated: the same predictions, calibrated.
         info: of the dataset.
-        groups: (n,), the lesion of each image.
-        weights: resamples of the same images, from `draw_weights`.
+        weights: from `draw_weights`.
 
     Returns:
         `temperature`, `validation_images`, `validation_malignant`; `before` and `after`: ece,
@@ -96,16 +93,16 @@ def compute_calibration(
         those of the fold with the fewest.
     """
     before, after = (
-        compute_metrics(y_true, p, info, groups=groups, n_bootstrap=len(weights) - 1)["overall"]
-        for p in (y_prob, calibrated.y_prob)
+        compute_figures(y_true, probabilities, weights, info)[0]
+        for probabilities in (y_prob, calibrated.y_prob)
     )
     malignant, fitted = find_malignant(info), calibrated.calibrations
     figures = ["ece", "brier", "log_loss", *(["malignant_auc"] if malignant is not None else [])]
     found = {
         "temperature": _one_or_all([one.temperature for one in fitted]),
         "validation_images": min(one.n_validation for one in fitted),
-        "before": {name: before[name] for name in figures},
-        "after": {name: after[name] for name in figures},
+        "before": {name: summarise(before[name]) for name in figures},
+        "after": {name: summarise(after[name]) for name in figures},
         "operating_points": [],
         "prediction_sets": _measure_sets(y_true, calibrated, weights, info),
         "selective_prediction": compute_selective_prediction(

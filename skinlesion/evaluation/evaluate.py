@@ -71,7 +71,7 @@ def evaluate(
     predictor = Predictor.load(run)
     say(f"evaluate: predicting {len(rows):,} test images")
     outputs = predictor.predict_files(list(rows["path"]), maps=(source / MASKS_NAME).is_dir())
-    y_prob = _keep_predictions(run, rows, lambda: outputs)
+    y_prob = _read_or_predict(run, rows, lambda: outputs)
     metrics = write_report(
         run.evaluation_dir,
         rows,
@@ -208,7 +208,7 @@ def _make_pages(run: Run, metrics: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _keep_predictions(
+def _read_or_predict(
     run: Run, rows: pd.DataFrame, predict: Callable[[], Outputs], *, tta: bool = False
 ) -> np.ndarray:
     """The test predictions of a run: those of its file, or new ones, which the file then holds."""
@@ -238,7 +238,7 @@ def _predict_variants(
         say(f"evaluate: predicting {len(rows):,} test images with test-time augmentation")
         return predictor.predict_files(list(rows["path"]), tta=True)
 
-    return {"test-time augmentation": _keep_predictions(run, rows, predict, tta=True)}
+    return {"test-time augmentation": _read_or_predict(run, rows, predict, tta=True)}
 
 
 def _predict_test(run: Run, rows: pd.DataFrame) -> np.ndarray:
@@ -248,7 +248,7 @@ def _predict_test(run: Run, rows: pd.DataFrame) -> np.ndarray:
         say(f"evaluate: predicting {len(rows):,} test images with {run}")
         return Predictor.load(run).predict_files(list(rows["path"]))
 
-    return _keep_predictions(run, rows, predict)
+    return _read_or_predict(run, rows, predict)
 
 
 def _warn_of_leak(run: Run, rows: pd.DataFrame) -> None:

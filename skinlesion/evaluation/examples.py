@@ -80,33 +80,11 @@ def draw_mistakes(rows: pd.DataFrame, labels: Sequence[str]) -> Figure:
     return _draw_images(wrong.head(SHOWN_IMAGES), labels)
 
 
-def plot_sample_predictions(
-    images: Sequence[np.ndarray],
-    y_true: np.ndarray,
-    y_pred: np.ndarray,
-    confidence: np.ndarray,
-    labels: Sequence[str],
-) -> Figure:
-    """A grid of images titled with the true and the predicted class, green when right, else red.
-
-    Args:
-        images: n images, uint8 (height, width, 3).
-        y_true: int (n,).
-        y_pred: int (n,).
-        confidence: float (n,), shown beside the predicted class.
-        labels: code of each class.
-    """
-    pairs = list(zip(y_true, y_pred, confidence, strict=True))
-    return plots.plot_images(
-        images,
-        [f"true {labels[t]}\npredicted {labels[p]} {share:.0%}" for t, p, share in pairs],
-        colors=["green" if true == pred else "red" for true, pred, _ in pairs],
-    )
-
-
 def _draw_images(rows: pd.DataFrame, labels: Sequence[str]) -> Figure:
-    images = [decode_image(path, image_size=PICTURE_SIZE) for path in rows["path"]]
-    truth, predicted, confidence = (
-        rows[name].to_numpy() for name in ("label", "predicted", "confidence")
+    """Images with true and predicted class, green where it is right and red where it is wrong."""
+    shown = list(zip(rows["label"], rows["predicted"], rows["confidence"], strict=True))
+    return plots.plot_images(
+        [decode_image(path, image_size=PICTURE_SIZE) for path in rows["path"]],
+        [f"true {labels[t]}\npredicted {labels[p]} {share:.0%}" for t, p, share in shown],
+        colors=["green" if true == predicted else "red" for true, predicted, _ in shown],
     )
-    return plot_sample_predictions(images, truth, predicted, confidence, labels)

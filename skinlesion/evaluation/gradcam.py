@@ -12,7 +12,6 @@ from PIL import Image
 from skinlesion.data.images import decode_image
 from skinlesion.evaluation import plots
 from skinlesion.evaluation.examples import PICTURE_SIZE, read_test
-from skinlesion.files import InputError
 from skinlesion.model.predictor import Predictor
 from skinlesion.model.run import Run
 
@@ -28,22 +27,13 @@ def compute_grad_cam(predictor: Predictor, maps: np.ndarray, labels: np.ndarray)
 
     Args:
         predictor: the model.
-        maps: float32 (n, h, w, c), from `Outputs.maps`.
+        maps: float32 (n, h, w, c), n at least 1, from `Outputs.maps`.
         labels: int (n,), the class of each heat map.
 
     Returns:
         float32 (n, height, width) at the model's size: 0 to 1, the hottest place of each image
         being 1; all 0 if nothing supports the class.
-
-    Raises:
-        InputError: a label that the model does not have.
     """
-    classes, labels = len(predictor.info.labels), np.asarray(labels)
-    if not ((labels >= 0) & (labels < classes)).all():
-        raise InputError(f"labels must be 0 to {classes - 1}. Received: {labels}")
-    size = predictor.info.image_size
-    if not len(labels):
-        return np.zeros((0, *size), np.float32)
     with tf.GradientTape() as tape:
         watched = tf.Variable(maps)
         # The logit, not the probability: that of one class depends on all the others.
@@ -51,7 +41,7 @@ def compute_grad_cam(predictor: Predictor, maps: np.ndarray, labels: np.ndarray)
         chosen = tf.gather(logits, labels, axis=1, batch_dims=1)
     importance = tf.reduce_mean(tape.gradient(chosen, watched), axis=(1, 2), keepdims=True)
     heat = tf.nn.relu(tf.reduce_sum(importance * maps, axis=-1, keepdims=True))
-    heat = tf.image.resize(heat, size, method="bilinear")[..., 0].numpy()
+    heat = tf.image.resize(heat, predictor.info.image_size, method="bilinear")[..., 0].numpy()
     highest = heat.max(axis=(1, 2), keepdims=True, initial=0)
     return np.divide(heat, highest, out=np.zeros_like(heat), where=highest > 0)
 

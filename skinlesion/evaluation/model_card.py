@@ -48,7 +48,7 @@ PER_CLASS = ("support", "sensitivity", "specificity", "ppv", "auc", "average_pre
 
 
 def make_model_card(run: Run, metrics: Mapping[str, Any]) -> str:
-    """Describe a calibrated run for people who did not make it.
+    """Describe an evaluated run for people who did not make it.
 
     Args:
         run: the run.
@@ -71,7 +71,7 @@ def make_model_card(run: Run, metrics: Mapping[str, Any]) -> str:
         focus=info.focus_name,
         disclaimer=DISCLAIMER,
         synthetic_note=SYNTHETIC_NOTE,
-        image_size="{}x{}".format(*run.info.image_size),
+        image_size="{}x{}".format(*info.image_size),
         headline=_describe_headline(metrics, info),
         images=f"{len(split):,}",
         lesions=f"{split['lesion_id'].nunique():,}",
@@ -263,7 +263,7 @@ def _describe_evaluation(metrics: Mapping[str, Any], info: DatasetInfo, subgroup
         make_markdown_table(("", *info.labels), [(code, *counts) for code, counts in matrix]),
         *_describe_calibration(metrics["calibration"]),
         *(describe_decisions(metrics["decisions"], info) if info.malignant else ()),
-        *describe_cost_decision(metrics.get("cost_decision"), info),
+        *(describe_cost_decision(paid, info) if (paid := metrics.get("cost_decision")) else ()),
         "### Subgroups",
         describe_subgroups(subgroups, info, metrics["n_bootstrap"]),
     ]

@@ -17,7 +17,6 @@ SMALLEST_SHARE = 0.5
 """An image is too small if the network's input is more than twice as long."""
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
-
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from matplotlib.figure import Figure, SubFigure
 from skinlesion.data.forms import is_by_image
 from skinlesion.diagnoses import DatasetInfo
 from skinlesion.evaluation import plots
-from skinlesion.evaluation.bootstrap import draw_weights
+from skinlesion.evaluation.bootstrap import draw_weights, summarise
 from skinlesion.evaluation.costs import compute_cost_decision
 from skinlesion.evaluation.decision_curve import compute_decisions
 from skinlesion.evaluation.decision_metrics import Calibrated, compute_calibration
 from skinlesion.evaluation.examples import draw_mistakes, draw_samples, name_predictions
 from skinlesion.evaluation.metrics import (
     compute_classification_report,
+    compute_figures,
     compute_metrics,
     list_figures,
 )
@@ -36,19 +38,31 @@ Drawn = dict[str, Figure | SubFigure]
 
 @dataclass(frozen=True)
 class _Predictions:
-    """What is reported: the arguments of `write_report`, and what follows from them."""
+    """Predictions and what is known of their images, as the arguments of `write_report`."""
 
     rows: pd.DataFrame
-    y_true: np.ndarray
     y_prob: np.ndarray
     info: DatasetInfo
     calibrated: Calibrated | None
-    groups: np.ndarray
-    weights: np.ndarray
 
     @property
-    def best_prob(self) -> np.ndarray:
-        """Calibrated probabilities, if there are any."""
+    def y_true(self) -> np.ndarray:
+        """Labels."""
+        return self.rows["label"].to_numpy()
+
+    @property
+    def groups(self) -> np.ndarray:
+        """The lesion of each image."""
+        return self.rows.get("lesion_id", self.rows.index).to_numpy()
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """Resamples of the lesions."""
+        return draw_weights(len(self.rows), self.groups)[0]
+
+    @property
+    def final_prob(self) -> np.ndarray:
+        """The probabilities that a reader gets: calibrated, if they can be."""
         return self.calibrated.y_prob if self.calibrated else self.y_prob
 
 
@@ -86,16 +100,14 @@ def write_report(
         and `compute_cost_decision`; `variants`, name to overall figures; `synthetic`; and `extra`.
     """
     _delete_earlier(out)
-    groups = rows.get("lesion_id", rows.index).to_numpy()
-    weights, _ = draw_weights(len(rows), groups)
-    given = _Predictions(rows, rows["label"].to_numpy(), y_prob, info, calibrated, groups, weights)
-    metrics = _compute_metrics(given, y_prob) | _describe_data(rows, info)
-    drawn = _draw_curves(given, metrics) | dict(figures or {})
+    given = _Predictions(rows, y_prob, info, calibrated)
+    metrics = compute_metrics(given.y_true, y_prob, info, groups=given.groups)
+    metrics |= _describe_data(rows, info)
+    drawn = _draw_curves(given, metrics) | _draw_examples(given, seed) | dict(figures or {})
     drawn |= _report_calibration(out, given, metrics)
     drawn |= _report_decisions(out, given, metrics)
     _report_variants(out, given, variants or {}, metrics)
     drawn |= _report_subgroups(out, given, metrics)
-    drawn |= _draw_examples(given, seed)
     _write_tables(out, given, metrics)
     _save_figures(out, drawn, info.synthetic)
     metrics |= extra or {}
@@ -124,20 +136,16 @@ def _save_figures(out: Path, drawn: Drawn, synthetic: bool) -> None:
         plots.save_figure(figure, out / f"{name}.png")
 
 
-def _compute_metrics(given: _Predictions, y_prob: np.ndarray) -> dict[str, Any]:
-    return compute_metrics(given.y_true, y_prob, given.info, groups=given.groups)
+def _summarise_overall(given: _Predictions, y_prob: np.ndarray) -> dict[str, Any]:
+    overall, _ = compute_figures(given.y_true, y_prob, given.weights, given.info)
+    return {name: summarise(values) for name, values in overall.items()}
 
 
 def _report_calibration(out: Path, given: _Predictions, metrics: dict[str, Any]) -> Drawn:
     if given.calibrated is None:
         return {}
     measured = compute_calibration(
-        given.y_true,
-        given.y_prob,
-        given.calibrated,
-        given.info,
-        groups=given.groups,
-        weights=given.weights,
+        given.y_true, given.y_prob, given.calibrated, given.info, given.weights
     )
     metrics["calibration"] = measured
     selective = list(measured["selective_prediction"])
@@ -158,7 +166,7 @@ def _report_calibration(out: Path, given: _Predictions, metrics: dict[str, Any])
     ]
     if points:
         write_csv(out / "operating_points.csv", pd.DataFrame(points))
-    stages = {"before calibration": given.y_prob, "after calibration": given.best_prob}
+    stages = {"before calibration": given.y_prob, "after calibration": given.calibrated.y_prob}
     return {
         "reliability": plots.plot_reliability(given.y_true, stages).figure,
         "risk_coverage": plots.plot_risk_coverage(selective).figure,
@@ -166,10 +174,11 @@ def _report_calibration(out: Path, given: _Predictions, metrics: dict[str, Any])
 
 
 def _report_decisions(out: Path, given: _Predictions, metrics: dict[str, Any]) -> Drawn:
-    y_true, info, drawn = given.y_true, given.info, Drawn()
+    y_true, info = given.y_true, given.info
+    drawn: Drawn = {}
     if info.malignant is not None:
         found = metrics["decisions"] = compute_decisions(
-            y_true, given.best_prob, given.weights, info
+            y_true, given.final_prob, given.weights, info
         )
         write_csv(out / "decision_curve.csv", pd.json_normalize(found["curve"], sep="_"))
         write_csv(out / "fixed_points.csv", pd.DataFrame(found["fixed_points"]))
@@ -177,11 +186,10 @@ def _report_decisions(out: Path, given: _Predictions, metrics: dict[str, Any]) -
     if given.calibrated and given.calibrated.costs:
         paid = metrics["cost_decision"] = compute_cost_decision(
             y_true,
-            given.best_prob,
+            given.final_prob,
             given.calibrated.costs,
             info,
             by_ratio=given.y_prob.argmax(axis=1),
-            groups=given.groups,
             weights=given.weights,
         )
         rows = [
@@ -202,7 +210,7 @@ def _report_variants(
     if not variants:
         return
     metrics["variants"] = {
-        name: _compute_metrics(given, y_prob)["overall"] for name, y_prob in variants.items()
+        name: _summarise_overall(given, y_prob) for name, y_prob in variants.items()
     }
     rows = [
         {"variant": variant, "figure": figure} | row
@@ -242,7 +250,7 @@ def _report_subgroups(out: Path, given: _Predictions, metrics: Mapping[str, Any]
 def _draw_examples(given: _Predictions, seed: int) -> Drawn:
     if "path" not in given.rows:
         return {}
-    shown = name_predictions(given.rows, given.y_prob, given.best_prob)
+    shown = name_predictions(given.rows, given.y_prob, given.final_prob)
     drawn: Drawn = {"sample_predictions": draw_samples(shown, given.info.labels, seed=seed)}
     if (shown["predicted"] != shown["label"]).any():
         drawn["confident_mistakes"] = draw_mistakes(shown, given.info.labels)

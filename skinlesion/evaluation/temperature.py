@@ -28,12 +28,10 @@ def fit_temperature(y_true: np.ndarray, y_prob: np.ndarray, prior: np.ndarray) -
     `UNSEEN_MISTAKES` on an average image beside the mistakes that were seen.
 
     Args:
-        y_true: int (n,), labels.
+        y_true: int (n,), labels, n at least 1.
         y_prob: float (n, classes), uncalibrated probabilities.
         prior: float (classes,), see `Calibration`.
     """
-    if not len(y_true):
-        return 1.0
     log_odds = np.log(np.maximum(np.asarray(y_prob, np.float64), 1e-38))
     typical = np.sort(log_odds, axis=1).mean(axis=0)
 

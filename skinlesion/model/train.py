@@ -131,11 +131,9 @@ def compile_model(model: keras.Sequential, config: Config, *, steps: int) -> Non
             jit_compile=False,  # rotation has no XLA kernel, and on one GPU Keras would choose XLA
         )
         model.optimizer.build(model.trainable_variables)
-    if model.distribute_strategy.num_replicas_in_sync == 1:
-        # The metrics make their variables now. Otherwise the first step makes them, and TensorFlow
-        # traces every step that makes variables a second time, which takes as long as the first.
-        classes = model.output_shape[-1]
-        model.compute_metrics(None, np.zeros(1, int), np.full((1, classes), 1 / classes))
+        # Makes the variables of the metrics. Otherwise the first step would make them, and
+        # TensorFlow traces a step that makes variables twice.
+        model.compute_metrics(None, np.zeros(1, int), np.eye(1, 2))
         model.reset_metrics()
 
 
