@@ -4,8 +4,9 @@
 
 On the test images of the model: the folds (each image is predicted by the fold that has not seen
 it), a second seed, the mean of both seeds, and the earlier recipe. On the validation images: the
-second seed. Prints the folds' balanced accuracy on these images and on all others, and paired
-differences with 95 % intervals. A is the published model; the differences are the other minus A.
+second seed, and a run with more pixels, also against the second seed and averaged with the model.
+Prints the folds' balanced accuracy on these images and on all others, and paired differences, B
+minus A, with 95 % intervals. A is the published model, where no other is named.
 """
 
 import argparse
@@ -64,8 +65,15 @@ def main() -> None:
     compare("seed 1, test", test, model, seed)
     compare("mean of both seeds, test", test, model, (model + seed) / 2)
     compare("earlier recipe, test", test, model, read("earlier/predictions_test.csv", test))
-    names = ("default/predictions_validation.csv", "seed_1/predictions_validation.csv")
-    compare("seed 1, validation", validation, *(read(name, validation) for name in names))
+    model, seed, pixels = (
+        read(f"{name}/predictions_validation.csv", validation)
+        for name in ("default", "seed_1", "more_pixels")
+    )
+    compare("seed 1, validation", validation, model, seed)
+    compare("mean of both seeds, validation", validation, model, (model + seed) / 2)
+    compare("144x192, validation", validation, model, pixels)
+    compare("144x192, validation; A is seed 1", validation, seed, pixels)
+    compare("mean with 144x192, validation", validation, model, (model + pixels) / 2)
 
 
 if __name__ == "__main__":
