@@ -34,12 +34,12 @@ ON_OTHER_STACKS = (
     "hostile",
     "images",
     "isic_csv",
-    "packaging",
     "platforms",
     "plots",
     "resnet50",
     "run",
     "split",
+    "stack",
     "train",
 )
 """Tests whose results can differ between versions of the libraries, and the notebooks."""
@@ -47,7 +47,10 @@ ON_OTHER_STACKS = (
 PLATFORMS = {"newest": "on_a_laptop", "kaggle": "on_kaggle", "colab": "on_colab"}
 """The tests of `test_platforms.py` that each stack runs, as their names say."""
 
-SLOW = ("platforms", "train", "notebooks", "resume", "faults", "app", "cluster", "evaluate", "cli")
+SLOW = (
+    *("platforms", "faults", "train", "resume", "notebooks", "cluster", "cross_validate", "app"),
+    *("ensemble", "own_images", "real_data", "evaluate", "benchmarks", "cli", "check", "export"),
+)
 """The files that take longest: they start first, so that both processes end together."""
 
 # The tests of a file share fixtures, so one process runs all of them.

@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import functools
 import json
 import re
 import shutil
@@ -248,8 +249,8 @@ def test_no_message_tells_where_the_server_lies(demo, path, marked, endpoint):
         assert str(folder) not in answer
 
 
-def make_variants(picture, folder):
-    """Name to (file, the plain image that it must be taken for)."""
+def make_variant(name, picture, folder):
+    """A file, and that of the plain image that it must be taken for."""
     with Image.open(picture) as opened:
         image = opened.convert("RGB")
     grey = image.convert("L")
@@ -271,27 +272,26 @@ def make_variants(picture, folder):
         "webp": (image, {"format": "WEBP", "lossless": True}, image),
         "animated": (image, {"format": "PNG", "save_all": True, "append_images": [grey]}, image),
     }
-    made = {}
-    for name, (variant, options, plain) in variants.items():
-        # Of a wrong ending: what counts is what is in the file.
-        path, same = folder / f"{name}.jpg", folder / f"{name}_plain.png"
-        variant.save(path, **options)
-        plain.save(same)
-        made[name] = path, same
-    return made
+    variant, options, plain = variants[name]
+    # Of a wrong ending: what counts is what is in the file.
+    path, same = folder / f"{name}.jpg", folder / f"{name}_plain.png"
+    variant.save(path, **options)
+    plain.save(same)
+    return path, same
 
 
 @pytest.mark.parametrize(
     "name", ["turned", "alpha", "grey", "16-bit", "palette", "cmyk", "webp", "animated"]
 )
 def test_every_kind_of_image_is_taken_for_what_it_shows(client, picture, tmp_path, name):
-    path, plain = make_variants(picture, tmp_path)[name]
+    path, plain = make_variant(name, picture, tmp_path)
     assert np.allclose(
         probabilities(ask(client, path)), probabilities(ask(client, plain)), atol=1e-6
     )
 
 
-def make_bomb(path):
+@functools.cache
+def make_bomb():
     """A PNG of 250 KB that claims 30,000 x 30,000 pixels."""
 
     def chunk(kind, data):
@@ -301,9 +301,8 @@ def make_bomb(path):
 
     header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
     rows = zlib.compress(bytes(250_000_000))
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-    )
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 def make_hostile(picture, folder):
@@ -315,7 +314,7 @@ def make_hostile(picture, folder):
     (folder / "drawing.svg").write_text(
         '<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
     )
-    make_bomb(folder / "bomb.png")
+    (folder / "bomb.png").write_bytes(make_bomb())
 
 
 @pytest.mark.parametrize(
@@ -413,14 +412,6 @@ def test_an_uploaded_page_is_never_run_by_a_browser(demo, name):
 def test_an_upload_that_is_too_large_is_refused(demo):
     answer, _ = upload(demo, "large.jpg", bytes(21_000_000))
     assert answer.status_code == 413
-
-
-def test_no_upload_is_kept_when_the_page_is_closed(evaluated_run, sample, picture):
-    running = app.launch(evaluated_run, data=sample)
-    _, path = upload(running, "kept.jpg", picture.read_bytes())
-    assert Path(path).is_file()
-    running.close()
-    assert not Path(path).exists()
 
 
 def test_twenty_clients_at_once_get_right_answers_in_bounded_memory(
@@ -563,12 +554,17 @@ def test_a_public_link_is_refused_on_a_gradio_with_known_holes(evaluated_run, mo
         app.launch(evaluated_run, share=True)
 
 
-def test_on_kaggle_the_page_does_not_block_and_says_where_to_predict(
-    evaluated_run, sample, monkeypatch, capsys
+def test_on_kaggle_it_says_where_to_predict_and_no_upload_is_kept_when_the_page_is_closed(
+    evaluated_run, sample, picture, monkeypatch, capsys
 ):
+    """It does not block there. Uploads are kept nowhere."""
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    app.launch(evaluated_run, data=sample).close()
+    running = app.launch(evaluated_run, data=sample)
     assert "Kaggle does not show this page" in capsys.readouterr().out
+    _, path = upload(running, "kept.jpg", picture.read_bytes())
+    assert Path(path).is_file()
+    running.close()
+    assert not Path(path).exists()
 
 
 def test_a_taken_port_is_one_clear_line(demo, evaluated_run, sample):

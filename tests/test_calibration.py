@@ -33,7 +33,6 @@ from skinlesion.evaluation.quality import QualityLimits
 from skinlesion.evaluation.tables import operating_points_table
 from skinlesion.evaluation.temperature import apply_temperature
 from skinlesion.files import InputError
-from skinlesion.model.predictor import Predictor
 from skinlesion.model.run import Run
 
 UNIFORM = np.full(7, 1 / 7)
@@ -430,8 +429,8 @@ class TestStep:
         assert f"only {before['n_malignant']} malignant images" in said
         assert run.read_calibration()[0] == before
 
-    def test_ood_detection_is_fitted_on_the_training_images(self, trained_run, sample):
-        run, predictor = Run(trained_run), Predictor.load(trained_run)
+    def test_ood_detection_is_fitted_on_the_training_images(self, trained_run, predictor, sample):
+        run = Run(trained_run)
         from skinlesion.data.dataset import list_images
 
         images, detector = list_images(sample), load_calibration(run).ood

@@ -1,4 +1,4 @@
-"""The command line as real processes: what a user types, sees and gets back."""
+"""The command line: what a user types, sees and gets back, in real processes or by `main`."""
 
 import os
 import re
@@ -50,12 +50,13 @@ def test_help_lists_every_command():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_of_each_command_fits_a_screen_and_has_an_example(command):
-    shown = skinlesion(command, "--help")
-    assert shown.returncode == 0
-    assert len(shown.stdout.splitlines()) <= 30
-    assert f"Example:\n    python -m skinlesion {command} " in shown.stdout
-    assert "--debug" in shown.stdout
+def test_the_help_of_each_command_fits_a_screen_and_has_an_example(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) <= 30
+    assert f"Example:\n    python -m skinlesion {command} " in shown
+    assert "--debug" in shown
 
 
 def test_version():
@@ -110,7 +111,10 @@ def test_damage_is_status_1_and_bad_input_status_2(flat_data, tmp_path):
     assert "| rows without an image |     1 | ISIC_" in finished.stdout
     assert (tmp_path / "report/data_report.json").is_file()
     (flat_data / "HAM10000_metadata.csv").write_text("a,b")
-    assert skinlesion(*command).returncode == 2
+    refused = skinlesion(*command)
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in refused.stderr
 
 
 def test_a_leak_is_status_1(sample, tmp_path):
@@ -201,8 +205,9 @@ def test_the_variable_names_the_dataset(flat_data, tmp_path):
     ],
 )
 def test_the_users_mistakes_get_one_clear_line_and_status_2(
-    arguments, message, flat_data, tmp_path
+    arguments, message, flat_data, tmp_path, capfd
 ):
+    """By the function whose status is that of the process."""
     (tmp_path / "binary").write_bytes(bytes(range(256)) * 4)
     header = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\n"
     (tmp_path / "header").write_text(header)
@@ -212,12 +217,12 @@ def test_the_users_mistakes_get_one_clear_line_and_status_2(
     if "{incomplete}" in arguments:
         next(flat_data.rglob("*.jpg")).unlink()
         places["{incomplete}"] = flat_data
-    finished = skinlesion(*[places.get(argument, argument) for argument in arguments])
-    assert finished.returncode == 2
-    (line,) = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
+    assert main([str(places.get(argument, argument)) for argument in arguments]) == 2
+    said = capfd.readouterr().err
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert message in line
-    assert finished.stderr.endswith(f"{line}\n")
-    assert "Traceback" not in finished.stderr
+    assert said.endswith(f"{line}\n")
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(

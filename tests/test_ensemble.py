@@ -18,6 +18,7 @@ from skinlesion.data.split import make_split, split_rest
 from skinlesion.demo.predict import predict_image
 from skinlesion.evaluation.calibration import calibrate, load_calibration
 from skinlesion.evaluation.compare import compare
+from skinlesion.evaluation.cross_validate import cross_validate
 from skinlesion.evaluation.ensemble_run import make_ensemble
 from skinlesion.evaluation.evaluate import evaluate, evaluate_external, evaluate_folds
 from skinlesion.evaluation.export import export
@@ -62,26 +63,38 @@ def ensemble(members, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def images(members, sample):
-    predictor = Predictor.load(members[0])
-    return np.stack([predictor.decode(path) for path in list(list_images(sample).values())[:9]])
+def predictors(members):
+    """The models of the members."""
+    return [Predictor.load(run) for run in members]
 
 
-def test_probabilities_are_the_mean_of_the_members(members, ensemble, images):
-    expected = np.mean([Predictor.load(run).predict_images(images).y_prob for run in members], 0)
-    assert np.allclose(Predictor.load(ensemble).predict_images(images).y_prob, expected, atol=1e-6)
+@pytest.fixture(scope="module")
+def averaged(ensemble):
+    """The model of the ensemble."""
+    return Predictor.load(ensemble)
+
+
+@pytest.fixture(scope="module")
+def images(predictors, sample):
+    paths = list(list_images(sample).values())[:9]
+    return np.stack([predictors[0].decode(path) for path in paths])
+
+
+def test_probabilities_are_the_mean_of_the_members(predictors, averaged, ensemble, images):
+    expected = np.mean([one.predict_images(images).y_prob for one in predictors], axis=0)
+    assert np.allclose(averaged.predict_images(images).y_prob, expected, atol=1e-6)
     whole = ensemble.load_model().predict_on_batch(images.astype("float32"))
     assert np.allclose(whole, expected, atol=1e-6)
 
 
-def test_it_is_evaluated_on_other_images_as_a_run_is(members, ensemble, sample, tmp_path):
+def test_it_is_evaluated_on_other_images_as_a_run_is(predictors, ensemble, sample, tmp_path):
     rows = load_metadata(sample).sort_values("image_id").iloc[:9]
     truth = tmp_path / "truth.csv"
     write_isic(truth, list(rows["image_id"]), np.eye(7)[rows["label"]], HAM10000)
     assert evaluate_external(ensemble, sample, truth, tmp_path / "out")["n"] == 9
     _, y_prob = read_isic(tmp_path / "out" / "predictions.csv", HAM10000)
     paths = list(rows["path"])
-    expected = np.mean([Predictor.load(run).predict_files(paths).y_prob for run in members], axis=0)
+    expected = np.mean([one.predict_files(paths).y_prob for one in predictors], axis=0)
     assert np.allclose(y_prob, expected, atol=1e-6)
 
 
@@ -125,19 +138,19 @@ def test_each_member_of_a_loaded_network_is_checked(ensemble):
         require_classifier(mixed, (32, 32), 7, "it")
 
 
-def test_heat_maps_are_those_of_the_mean_logit(members, ensemble, images):
-    predictor, others = Predictor.load(ensemble), [Predictor.load(run) for run in members]
-    maps = predictor.predict_images(images, maps=True).maps
-    parts = [one.predict_images(images, maps=True).maps for one in others]
+def test_heat_maps_are_those_of_the_mean_logit(predictors, averaged, images):
+    maps = averaged.predict_images(images, maps=True).maps
+    parts = [one.predict_images(images, maps=True).maps for one in predictors]
     assert np.allclose(maps, np.concatenate(parts, axis=-1), atol=1e-4)
-    logits = [one.logits.predict_on_batch(part) for one, part in zip(others, parts, strict=True)]
-    assert np.allclose(predictor.logits.predict_on_batch(maps), np.mean(logits, 0), atol=1e-4)
-    assert compute_grad_cam(predictor, maps, np.arange(9) % 7).max() == 1
+    pairs = zip(predictors, parts, strict=True)
+    logits = [one.logits.predict_on_batch(part) for one, part in pairs]
+    assert np.allclose(averaged.logits.predict_on_batch(maps), np.mean(logits, 0), atol=1e-4)
+    assert compute_grad_cam(averaged, maps, np.arange(9) % 7).max() == 1
 
 
-def test_unlike_images_are_found_in_the_features_of_the_first_member(members, ensemble, images):
-    first = Predictor.load(members[0]).predict_images(images).features
-    assert np.allclose(Predictor.load(ensemble).predict_images(images).features, first, atol=1e-4)
+def test_unlike_images_are_found_in_the_features_of_the_first_member(predictors, averaged, images):
+    first = predictors[0].predict_images(images).features
+    assert np.allclose(averaged.predict_images(images).features, first, atol=1e-4)
 
 
 def test_it_is_evaluated_compared_predicted_with_and_exported_like_a_run(
@@ -220,6 +233,29 @@ def test_runs_that_do_not_fit_are_refused(members, ensemble, split, tmp_path):
     fold = change(members[1], tmp_path / "fold", split=make_split(split, fold=(1, 2)))
     refuse("have different test images", first, fold)
     refuse("holds a run that was trained", *members, out=first)
+
+
+def test_with_a_split_its_test_judges_the_ensemble_of_a_cross_validation(
+    members, sample, split, tmp_path, capsys
+):
+    """The members lie where `cross_validate` trains them, as if of one seed."""
+    out, csv = tmp_path / "folds", write_csv(tmp_path / "splits.csv", split)
+    shutil.copytree(members[0], out / "fold_1" / "seed_1")
+    change(members[1], out / "fold_2" / "seed_1", config={"seed": 1})
+    config = Run(members[0]).config
+    metrics = cross_validate(sample, out, config, folds=2, splits=csv)
+    tested = split[split["split"] == "test"]
+    assert metrics["n"] == len(tested)
+    assert "note" not in metrics
+    found = Run.find(out)
+    assert [member["run"] for member in found.members] == ["fold_1/seed_1", "fold_2/seed_1"]
+    assert set(found.rows("test")["image_id"]) == set(tested["image_id"])
+    table = pd.read_csv(out / "folds.csv", index_col="run")
+    assert list(table.index) == ["fold_1/seed_1", "fold_2/seed_1", "mean", "min", "max"]
+    # The same command again trains and measures nothing.
+    capsys.readouterr()
+    assert cross_validate(sample, out, config, folds=2, splits=csv) == found.metrics
+    assert "predicting" not in capsys.readouterr().out
 
 
 def test_a_missing_fold_is_noticed(members, sample, split, tmp_path):

@@ -24,9 +24,7 @@ from skinlesion.evaluation.evaluate import (
     evaluate_external,
 )
 from skinlesion.evaluation.score import score
-from skinlesion.evaluation.temperature import apply_temperature
-from skinlesion.files import InputError
-from skinlesion.model.predictor import Predictor
+from skinlesion.files import InputError, read_json
 from skinlesion.model.run import Run
 from skinlesion.model.train import train
 
@@ -45,14 +43,10 @@ def second_run(sample, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def evaluated_pair(trained_run, second_run, sample, tmp_path_factory):
+def evaluated_pair(evaluated_run, second_run, sample):
     """Two evaluated runs on the same test images; read only."""
-    folder = tmp_path_factory.mktemp("pair")
-    runs = [folder / "first", folder / "second"]
-    for run, source in zip(runs, (trained_run, second_run), strict=True):
-        shutil.copytree(source, run)
-        evaluate(run, data=sample)
-    return runs
+    evaluate(second_run, data=sample)
+    return [evaluated_run, second_run]
 
 
 @pytest.fixture
@@ -71,11 +65,6 @@ def truth(sample, tmp_path_factory):
         shutil.copy(path, folder / "images")
     write_isic(folder / "truth.csv", list(table["image_id"]), np.eye(7)[table["label"]], HAM10000)
     return folder / "truth.csv"
-
-
-def calibrated(run, paths):
-    y_prob = Predictor.load(run).predict_files(paths).y_prob
-    return apply_temperature(y_prob, load_calibration(run).temperature)
 
 
 class TestEvaluate:
@@ -127,11 +116,12 @@ class TestEvaluate:
         assert metrics["overall"]["accuracy"]["value"] == pytest.approx(accuracy)
 
     def test_predictions_are_made_once_whatever_their_order(self, evaluated, sample):
+        """Also for the saved model in its run, which is as good as the run."""
         path = evaluated / "predictions_test.csv"
         first = json.loads((evaluated / "evaluation" / "metrics.json").read_text())
         pd.read_csv(path).iloc[::-1].to_csv(path, index=False)
         before = path.read_bytes()
-        evaluate(evaluated, data=sample)
+        evaluate(evaluated / "model", data=sample)
         assert json.loads((evaluated / "evaluation" / "metrics.json").read_text()) == first
         assert path.read_bytes() == before
 
@@ -141,17 +131,26 @@ class TestEvaluate:
         with pytest.raises(InputError, match="does not hold the images to evaluate: missing ISIC_"):
             evaluate(evaluated, data=sample)
 
-    def test_the_terminal_gets_a_few_lines_with_what_limits_them(self, run_copy, sample, capsys):
+    def test_few_lines_say_what_limits_them_and_each_image_is_decoded_once_for_them(
+        self, run_copy, sample, monkeypatch, capsys
+    ):
+        from skinlesion.model import predictor
+
+        decoded = []
+
+        def count(paths, **options):
+            decoded.extend(paths)
+            return load_images(paths, **options)
+
+        monkeypatch.setattr(predictor, "load_images", count)
         main(["evaluate", "--run", str(run_copy), "--data", str(sample)])
         said = capsys.readouterr().out
         assert len(said.splitlines()) <= 12
         assert SYNTHETIC_NOTE in said
         assert "these thresholds are uncertain" in said
-
-    def test_a_bundle_in_its_run_is_as_good_as_the_run(self, evaluated, sample):
-        before = (evaluated / "predictions_test.csv").read_bytes()
-        evaluate(evaluated / "model", data=sample)
-        assert (evaluated / "predictions_test.csv").read_bytes() == before
+        test = Run(run_copy).rows("test")
+        # The explained images, two a class at most, are decoded again for their pictures.
+        assert len(test) <= len(decoded) <= len(test) + 14
 
     def test_a_bundle_by_itself_says_how_it_can_be_tested(self, evaluated, sample, tmp_path):
         shutil.copytree(evaluated / "model", tmp_path / "alone" / "bundle")
@@ -167,11 +166,11 @@ class TestEvaluate:
         assert not np.allclose(averaged, read_isic(evaluated / "predictions_test.csv", HAM10000)[1])
         assert "with test-time augmentation" in capsys.readouterr().out
 
-    def test_the_share_in_distribution_is_reported(self, evaluated, sample):
+    def test_the_share_in_distribution_is_reported(self, evaluated, predictor, sample):
         metrics = json.loads((evaluated / "evaluation" / "metrics.json").read_text())
         run, table = Run(evaluated), load_metadata(sample).set_index("image_id")
         paths = table.loc[run.rows("test")["image_id"], "path"]
-        features = Predictor.load(run).predict_files(list(paths)).features
+        features = predictor.predict_files(list(paths)).features
         share = (load_calibration(run).ood.compute_scores(features) <= 1).mean()
         found = metrics["ood"]["in_distribution"]
         assert found["value"] == pytest.approx(share)
@@ -191,27 +190,9 @@ class TestEvaluate:
         with pytest.raises(InputError, match="another dataset"):
             evaluate(trained_run, data=flat_data)
 
-    def test_each_test_image_is_decoded_once_for_the_predictions(
-        self, run_copy, sample, monkeypatch
-    ):
-        from skinlesion.model import predictor
 
-        decoded = []
-
-        def count(paths, **options):
-            decoded.extend(paths)
-            return load_images(paths, **options)
-
-        monkeypatch.setattr(predictor, "load_images", count)
-        evaluate(run_copy, data=sample)
-        test = Run(run_copy).rows("test")
-        # The explained images, two a class at most, are decoded again for their pictures.
-        assert len(test) <= len(decoded) <= len(test) + 14
-
-
-def test_augmented_predictions_do_not_depend_on_how_the_image_is_turned(trained_run, sample):
+def test_augmented_predictions_do_not_depend_on_how_the_image_is_turned(predictor, sample):
     images = load_images(sorted(sample.glob("*part_1/*.jpg"))[:4], image_size=(32, 32))
-    predictor = Predictor.load(trained_run)
     straight = predictor.predict_images(images, tta=True).y_prob
     for turned in (images[:, ::-1], images.swapaxes(1, 2), np.rot90(images, axes=(1, 2))):
         assert np.allclose(predictor.predict_images(turned, tta=True).y_prob, straight, atol=1e-5)
@@ -219,15 +200,12 @@ def test_augmented_predictions_do_not_depend_on_how_the_image_is_turned(trained_
 
 
 class TestExternal:
-    def test_images_that_the_run_was_trained_on_are_told(
-        self, trained_run, truth, tmp_path, capsys
-    ):
+    @pytest.fixture
+    def of_seen(self, trained_run, truth):
+        """What is said of the images that the run was trained on, also for its saved model."""
         split = read_split(trained_run / "splits.csv").set_index("image_id")["split"]
         seen = sum(split[name] != "test" for name in read_isic(truth, HAM10000)[0])
-        for run in (trained_run, trained_run / "model"):
-            evaluate_external(run, truth.parent / "images", truth, tmp_path / "out")
-            said = capsys.readouterr().out
-            assert f"was trained or chosen on {seen} of these 21 images" in said
+        return f"was trained or chosen on {seen} of these 21 images"
 
     def test_added_images_count_as_trained_on(self, run_copy, truth, tmp_path, capsys):
         described = json.loads((run_copy / "config.json").read_text())
@@ -239,19 +217,24 @@ class TestExternal:
         assert "was trained or chosen on 21 of these 21 images" in capsys.readouterr().out
         assert metrics["external"] == {"truth": truth.name, "tta": True}
 
-    def test_one_run_on_other_images(self, trained_run, truth, tmp_path, sample):
+    def test_one_run_on_other_images(
+        self, trained_run, predictor, truth, of_seen, tmp_path, sample, capsys
+    ):
         metrics = evaluate_external(trained_run, truth.parent / "images", truth, tmp_path / "out")
+        assert of_seen in capsys.readouterr().out
         assert (metrics["n"], metrics["lesions"]) == (21, 21)
         assert not (tmp_path / "out" / "model_card.md").exists()
         names, y_prob = read_isic(tmp_path / "out" / "predictions.csv", HAM10000)
         paths = [truth.parent / "images" / f"{name}.jpg" for name in names]
-        assert np.allclose(Predictor.load(trained_run).predict_files(paths).y_prob, y_prob)
+        assert np.allclose(predictor.predict_files(paths).y_prob, y_prob)
         labels = load_metadata(sample).set_index("image_id").loc[names, "label"]
         accuracy = (y_prob.argmax(axis=1) == labels.to_numpy()).mean()
         assert metrics["overall"]["accuracy"]["value"] == pytest.approx(accuracy)
         assert "operating_points" in metrics["calibration"]
 
-    def test_metadata_gives_lesions_and_subgroups(self, trained_run, truth, tmp_path, sample):
+    def test_metadata_gives_lesions_and_subgroups(
+        self, trained_run, truth, of_seen, tmp_path, sample, capsys
+    ):
         metrics = evaluate_external(
             trained_run / "model",
             truth.parent / "images",
@@ -259,6 +242,7 @@ class TestExternal:
             tmp_path / "out",
             metadata=sample / "HAM10000_metadata.csv",
         )
+        assert of_seen in capsys.readouterr().out
         assert metrics["lesions"] < 21
         assert (tmp_path / "out" / "subgroups.csv").is_file()
 
@@ -279,17 +263,20 @@ class TestExternal:
 
 
 class TestScore:
-    def test_equals_what_evaluate_says_of_the_same_predictions(self, run_copy, sample, tmp_path):
-        evaluated = evaluate(run_copy, data=sample)
-        split = read_split(run_copy / "splits.csv").query("split == 'test'")
+    def test_equals_what_evaluate_says_of_the_same_predictions(
+        self, evaluated_run, sample, tmp_path
+    ):
+        split = read_split(evaluated_run / "splits.csv").query("split == 'test'")
         labels = split["dx"].map(HAM10000.label_of).to_numpy()
         write_isic(tmp_path / "t.csv", list(split["image_id"]), np.eye(7)[labels], HAM10000)
-        scored = score(
-            run_copy / "predictions_test.csv",
+        score(
+            evaluated_run / "predictions_test.csv",
             tmp_path / "t.csv",
             tmp_path / "out",
             metadata=sample / "HAM10000_metadata.csv",
         )
+        places = (evaluated_run / "evaluation", tmp_path / "out")
+        evaluated, scored = (read_json(place / "metrics.json") for place in places)
         for name, row in evaluated["overall"].items():
             assert scored["overall"][name] == pytest.approx(row, nan_ok=True)
         assert "calibration" not in scored

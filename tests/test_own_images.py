@@ -1,5 +1,7 @@
 """Three drawn classes, as anybody's own dataset, through every command with a small network."""
 
+import contextlib
+import io
 import json
 
 import numpy as np
@@ -50,7 +52,9 @@ def finished(drawn, tmp_path_factory):
     run("split", "--data", work / "images", "--out", work / "splits.csv")
     run("audit", work / "splits.csv", "--data", work / "images")
     data = ("--data", work / "images", "--splits", work / "splits.csv")
-    run("train", *data, "--run", work / "run", *SMALL)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        run("train", *data, "--run", work / "run", *SMALL)
+    (work / "said.txt").write_text(said.getvalue(), "utf-8")
     run("evaluate", "--run", work / "run", "--tta")
     return work
 
@@ -83,9 +87,8 @@ def test_every_report_says_that_the_split_is_by_image(finished, capsys):
     assert BY_IMAGE_NOTE in capsys.readouterr().out
 
 
-def test_training_says_once_what_is_left_out(drawn, tmp_path, capsys):
-    run("train", "--data", drawn, "--run", tmp_path / "run", *SMALL)
-    said = capsys.readouterr().out
+def test_training_says_once_what_is_left_out(finished):
+    said = (finished / "said.txt").read_text("utf-8")
     assert said.count("everything about malignancy is left out") == 1
     assert BY_IMAGE_NOTE in said
 
@@ -167,7 +170,9 @@ class TestAlso:
         table.assign(image=names).to_csv(more / "metadata.csv", index=False)
         return more
 
-    def test_its_images_are_trained_on_and_nothing_else(self, drawn, more, tmp_path):
+    def test_its_images_are_trained_on_and_an_interrupted_run_goes_on_with_them(
+        self, drawn, more, tmp_path, capsys
+    ):
         more = self.rename(more)
         for _ in range(2):  # the second time, the run is finished
             run("train", "--data", drawn, "--also", more, "--run", tmp_path / "run", *SMALL)
@@ -175,11 +180,8 @@ class TestAlso:
         assert len(found.split) == 36
         (named,) = found.description["also"]
         assert named["folder"] == str(more)
-
-    def test_an_interrupted_run_goes_on_with_them(self, drawn, more, tmp_path, capsys):
-        options = ("--data", drawn, "--run", tmp_path / "run", *SMALL)
-        run("train", *options, "--also", self.rename(more))
         (tmp_path / "run" / "model" / "bundle.json").unlink()
+        capsys.readouterr()
         run("train", "--run", tmp_path / "run")
         assert f"12 images of {more} are added" in capsys.readouterr().out
 

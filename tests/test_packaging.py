@@ -27,7 +27,6 @@ import skinlesion
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-STACK = os.environ.get("SKINLESION_STACK", "newest")
 
 
 def read_requirements():
@@ -156,13 +155,6 @@ def test_the_wheel_works_without_the_repository(unpacked, tmp_path):
         assert finished.returncode == 0, finished.stderr
     where = run_unpacked(unpacked, "site", cwd=tmp_path).stdout
     assert str(unpacked) in where
-
-
-@pytest.mark.skipif(STACK == "newest", reason="of the stacks that a platform preinstalls")
-def test_our_requirements_left_what_was_preinstalled_as_it_was():
-    for pin in map(Requirement, environment.STACKS[STACK].preinstalled):
-        assert f"=={version(pin.name)}" == str(pin.specifier), pin.name
-    assert sys.version.startswith(environment.STACKS[STACK].python)
 
 
 def test_every_stack_keeps_to_our_lower_bounds():

@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import sandbox
-from conftest import REAL_DATA, REAL_WEIGHTS, needs_real_data, needs_real_weights
+from conftest import REAL_DATA, REAL_WEIGHTS
 
 from skinlesion.data.ham10000 import METADATA_NAME
 
@@ -142,17 +142,28 @@ def test_on_kaggle_each_notebook_is_a_session_and_uses_what_the_others_left(
     assert "demo: http://127.0.0.1" in printed["05_gradio_demo"]
 
 
-def test_on_kaggle_all_in_one_with_the_old_mounts(
-    stand_alone, kaggle_sample, attached_weights, tmp_path
-):
+def test_on_kaggle_all_in_one_with_the_old_mounts(stand_alone, sample, conv2_weights, tmp_path):
+    """With the real images and weights where they are set, otherwise with the sample."""
+    is_real = bool(REAL_DATA and REAL_WEIGHTS)
+    data, weights = (REAL_DATA, REAL_WEIGHTS) if is_real else (sample, conv2_weights)
+    for name in ("mount", "weights"):
+        (tmp_path / name).mkdir()
+    mount = as_kaggle_shows(Path(data), tmp_path / "mount")
+    (tmp_path / "weights" / WEIGHTS_NAME).symlink_to(weights)
     notebook = with_settings(
-        stand_alone / "all_in_one/all_in_one.ipynb", tmp_path / "working", settings=QUICK
+        stand_alone / "all_in_one/all_in_one.ipynb",
+        tmp_path / "working",
+        settings=QUICK | {"limit": 300},
     )
-    inputs = {"skin-cancer-mnist-ham10000": kaggle_sample, "resnet50": attached_weights}
+    inputs = {"skin-cancer-mnist-ham10000": mount, "resnet50": tmp_path / "weights"}
     printed = kaggle(notebook, tmp_path / "machine", inputs)
+    count = "10,015" if is_real else "84"
+    assert f"{count} images in {tmp_path}/machine/scratch/skinlesion/images" in printed
     assert f"loaded from /kaggle/input/resnet50/{WEIGHTS_NAME}" in printed
     assert "demo: http://127.0.0.1" in printed
-    assert (tmp_path / "working/runs/default/evaluation/metrics.json").is_file()
+    metrics = json.loads((tmp_path / "working/runs/default/evaluation/metrics.json").read_text())
+    assert metrics["synthetic"] is not is_real
+    assert metrics["n"] > (1_400 if is_real else 0)
 
 
 def test_on_kaggle_without_the_run_a_late_notebook_says_how_to_attach_it(
@@ -163,38 +174,10 @@ def test_on_kaggle_without_the_run_a_late_notebook_says_how_to_attach_it(
     notebook = with_settings(source, tmp_path / "working", **quick)
     _, finished = kaggle(notebook, tmp_path / "machine", {DATASET: kaggle_sample}, start)
     assert finished.returncode != 0
+    assert "no finished run here. Run notebook 03_train first" in finished.stderr
     assert "attach its output (Add Input > Notebooks)" in finished.stderr
     assert "train_if_missing = True" in finished.stderr
     assert not (tmp_path / "working/runs").exists()
-
-
-def test_on_kaggle_a_late_notebook_trains_when_it_is_asked_to(stand_alone, kaggle_sample, tmp_path):
-    source = stand_alone / "05_gradio_demo/05_gradio_demo.ipynb"
-    quick = {"settings": QUICK | {"limit": 30}, "weights": "none", "train_if_missing": True}
-    notebook = with_settings(source, tmp_path / "working", **quick)
-    printed = kaggle(notebook, tmp_path / "machine", {DATASET: kaggle_sample})
-    assert "train: epoch 1 of 1" in printed
-    assert "demo: http://127.0.0.1" in printed
-
-
-@needs_real_data
-@needs_real_weights
-def test_on_kaggle_with_the_real_images(stand_alone, tmp_path):
-    (tmp_path / "mount").mkdir()
-    data = as_kaggle_shows(Path(REAL_DATA), tmp_path / "mount")
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / WEIGHTS_NAME).symlink_to(REAL_WEIGHTS)
-    notebook = with_settings(
-        stand_alone / "all_in_one/all_in_one.ipynb",
-        tmp_path / "working",
-        settings=QUICK | {"limit": 300},
-    )
-    inputs = {DATASET: data, "datasets/keras/resnet50": tmp_path / "weights"}
-    printed = kaggle(notebook, tmp_path / "machine", inputs)
-    assert f"10,015 images in {tmp_path}/machine/scratch/skinlesion/images" in printed
-    metrics = json.loads((tmp_path / "working/runs/default/evaluation/metrics.json").read_text())
-    assert metrics["n"] > 1_400
-    assert not metrics["synthetic"]
 
 
 def test_on_colab_from_a_clone_with_drive(sample, tmp_path):
@@ -255,7 +238,7 @@ def test_on_a_laptop_in_the_folder_of_the_notebooks(sample, tmp_path):
     assert (results / "images" / METADATA_NAME).is_file()
 
 
-def test_elsewhere_the_package_comes_from_its_address(tmp_path):
+def test_on_a_laptop_without_a_clone_the_package_comes_from_its_address(tmp_path):
     published, target = tmp_path / "published", tmp_path / "target"
     target.mkdir()
     shutil.copytree(

@@ -24,7 +24,6 @@ from skinlesion.demo.predict import (
 from skinlesion.demo.result import Failure, list_columns
 from skinlesion.diagnoses import SYNTHETIC_NOTE
 from skinlesion.files import InputError
-from skinlesion.model.predictor import Predictor
 from skinlesion.model.run import Run
 
 
@@ -133,7 +132,7 @@ def test_more_files_than_a_batch_keep_their_order(model, pictures, notes):
 
 class TestPredict:
     def test_the_table_has_a_row_for_each_file(
-        self, trained_run, sample, noise, notes, tmp_path, capsys
+        self, trained_run, model, sample, noise, notes, tmp_path, capsys
     ):
         folder = sample / "HAM10000_images_part_1"
         table = predict(trained_run, [folder, noise, notes], tmp_path / "p.csv")
@@ -146,7 +145,7 @@ class TestPredict:
         assert SYNTHETIC_NOTE in said
         assert f"1 of {len(files)} files cannot be predicted: notes.jpg: cannot be" in said
         assert str(noise) in said.split("out of distribution")[1]
-        result = predict_image(trained_run, files[0])
+        result = model.predict_file(files[0]).result
         row = table.iloc[0]
         assert row["prediction"] == result.diagnoses[0].code
         for code, probability in result.probabilities.items():
@@ -157,14 +156,14 @@ class TestPredict:
         assert set(written["malignant"]) <= {"True", "False", ""}
 
     def test_the_isic_form_is_uncalibrated_and_names_what_is_left_out(
-        self, trained_run, pictures, notes, tmp_path, capsys
+        self, trained_run, predictor, pictures, notes, tmp_path, capsys
     ):
         table = predict(trained_run, [*pictures[:3], notes], tmp_path / "p.csv", isic=True)
         assert "notes.jpg: cannot be read" in capsys.readouterr().out
         assert list(table["error"] != "") == [False, False, False, True]
         names, y_prob = read_isic(tmp_path / "p.csv", HAM10000)
         assert names == [path.stem for path in pictures[:3]]
-        expected = Predictor.load(trained_run).predict_files(pictures[:3]).y_prob
+        expected = predictor.predict_files(pictures[:3]).y_prob
         assert np.allclose(y_prob, expected, atol=1e-6)
 
     def test_files_of_the_same_name_are_refused_only_in_the_isic_form(

@@ -1,5 +1,7 @@
 """Runs that are killed, stopped or run out of room, and continue: real processes."""
 
+import contextlib
+import io
 import json
 import os
 import resource
@@ -15,6 +17,7 @@ import pandas as pd
 import pytest
 from conftest import TINY
 
+from skinlesion.cli import main
 from skinlesion.config import make_config
 from skinlesion.data.dataset import load_metadata
 from skinlesion.data.split import write_split
@@ -72,7 +75,9 @@ def kill_after(command, line):
     assert process.wait() == -signal.SIGKILL, "".join(seen)
 
 
-def test_a_run_killed_three_times_ends_as_one_that_was_not(command, uninterrupted, tmp_path):
+def test_a_run_killed_three_times_ends_as_one_that_was_not(
+    command, uninterrupted, tmp_path, capsys
+):
     run = tmp_path / "run"
     ours = [*command, "--run", str(run)]
     kill_after(ours, "fitting the head")
@@ -87,8 +92,8 @@ def test_a_run_killed_three_times_ends_as_one_that_was_not(command, uninterrupte
     assert "epoch 3 of 4" not in done.stdout
     assert_same(run, uninterrupted)
     assert not (run / "checkpoints").exists()
-    again = subprocess.run(alone, capture_output=True, text=True, check=True)
-    assert "finished already" in again.stdout
+    assert main(alone[3:]) == 0
+    assert "finished already" in capsys.readouterr().out
 
 
 def test_no_room_for_a_checkpoint_loses_nothing(command, uninterrupted, tmp_path):
@@ -118,7 +123,11 @@ def config():
 @pytest.fixture(scope="module")
 def stopped(sample, config, tmp_path_factory):
     """A run that stopped at its time limit, before the end of its first epoch; read only."""
-    return train(sample, tmp_path_factory.mktemp("stopped") / "run", config, time_limit=1e-9)
+    folder = tmp_path_factory.mktemp("stopped")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        run = train(sample, folder / "run", config, time_limit=1e-9)
+    (folder / "said.txt").write_text(said.getvalue())
+    return run
 
 
 @pytest.fixture
@@ -127,19 +136,25 @@ def begun(stopped, tmp_path):
     return Run(shutil.copytree(stopped.folder, tmp_path / "begun"))
 
 
-def test_a_time_limit_stops_and_the_same_call_continues(begun, config, sample, capsys):
-    train(sample, begun, config, time_limit=1e-9)
-    assert "stopped at the time limit" in capsys.readouterr().out
-    assert not begun.model_dir.exists()
-    assert not begun.checkpoints.exists()
-    train(sample, begun, config)
-    assert begun.is_finished
-    assert begun.history["epoch"].tolist() == [1, 2, 3]
+@pytest.fixture(scope="module")
+def continued(stopped, sample, config, tmp_path_factory):
+    """Another copy, which the same call has continued to its end; read only."""
+    folder = shutil.copytree(stopped.folder, tmp_path_factory.mktemp("continued") / "run")
+    return train(sample, folder, config)
 
 
-def test_a_time_limit_within_an_epoch_loses_only_that_epoch(sample, config, tmp_path, monkeypatch):
+def test_a_time_limit_stops_and_the_same_call_continues(stopped, continued):
+    assert "stopped at the time limit" in (stopped.folder.parent / "said.txt").read_text()
+    assert not stopped.model_dir.exists()
+    assert not stopped.checkpoints.exists()
+    assert continued.is_finished
+    assert continued.history["epoch"].tolist() == [1, 2, 3]
+
+
+def test_a_time_limit_within_an_epoch_loses_only_that_epoch(
+    continued, sample, config, tmp_path, monkeypatch
+):
     """A clock that jumps at the first step of the second epoch."""
-    expected = train(sample, tmp_path / "whole", config)
 
     class JumpingClock:
         def monotonic(self):
@@ -152,7 +167,7 @@ def test_a_time_limit_within_an_epoch_loses_only_that_epoch(sample, config, tmp_
     monkeypatch.undo()
     monkeypatch.setenv("SKINLESION_UNATTENDED", "1")
     train(sample, run, config)
-    pd.testing.assert_frame_equal(history(run.folder), history(expected.folder))
+    pd.testing.assert_frame_equal(history(run.folder), history(continued.folder))
 
 
 def test_an_early_stop_that_was_kept_is_not_trained_on(sample, tmp_path, monkeypatch):
@@ -167,20 +182,22 @@ def test_an_early_stop_that_was_kept_is_not_trained_on(sample, tmp_path, monkeyp
         schedule="plateau",
         deterministic=True,
     )
-    expected = train(sample, tmp_path / "whole", config)
-    assert len(expected.history) < 30
+    expected = []
 
-    def interrupt(*arguments):
+    def interrupt(run, model, info):
+        expected.extend(model.get_weights())
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Run, "save_model", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(sample, tmp_path / "run", config)
     monkeypatch.undo()
+    before = history(tmp_path / "run")
+    assert len(before) < 30
     run = train(sample, tmp_path / "run", config)
-    pd.testing.assert_frame_equal(history(run.folder), history(expected.folder))
-    weights = (one.load_model().get_weights() for one in (run, expected))
-    assert all(map(np.array_equal, *weights))
+    pd.testing.assert_frame_equal(history(run.folder), before)
+    weights = zip(run.load_model().get_weights(), expected, strict=True)
+    assert all(np.array_equal(one, other) for one, other in weights)
 
 
 def test_a_later_notebook_does_not_train_past_the_time_limit(begun, config, sample, tmp_path):

@@ -139,8 +139,23 @@ class TestBatches:
 
 
 class TestFit:
-    def test_history_and_checkpoint_are_written(self, tmp_path):
-        _, history = fit(Run(tmp_path), tiny())
+    @pytest.fixture(scope="class")
+    def fitted(self, tmp_path_factory):
+        """The folder of a run after `fit`, its history, and the steps that were traced."""
+        traced, compute_loss = [], keras.Sequential.compute_loss
+
+        def count(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+            traced.append("training" if training else "validation")
+            return compute_loss(self, x, y, y_pred, sample_weight, training)
+
+        folder = tmp_path_factory.mktemp("fitted")
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(keras.Sequential, "compute_loss", count)
+            _, history = fit(Run(folder), tiny())
+        return folder, history, traced
+
+    def test_history_and_checkpoint_are_written(self, fitted):
+        folder, history, _ = fitted
         assert history["epoch"].tolist() == [1, 2]
         assert set(history["phase"]) == {"from_scratch"}
         assert (history["images_per_second"] > 0).all()
@@ -148,9 +163,9 @@ class TestFit:
         # Cosine: the last rate is far below the highest.
         assert history["learning_rate"].iloc[-1] < 1e-4
         # The last weights are kept, whatever their loss.
-        kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+        kept = {path.name for path in (folder / "checkpoints").iterdir()}
         assert kept == {"epoch_0002.npz", "state.json"}
-        assert list((tmp_path / "tensorboard").rglob("events.*"))
+        assert list((folder / "tensorboard").rglob("events.*"))
 
     def test_early_stopping_ends_with_the_weights_of_the_best_epoch(self, tmp_path):
         # A rate so high that the loss jumps about.
@@ -163,28 +178,11 @@ class TestFit:
         loss = model.evaluate(random_batches(16, 2), verbose=0, return_dict=True)["loss"]
         assert loss == pytest.approx(history["val_loss"].min(), rel=1e-3)
 
-    def test_a_watched_training_shows_keras_progress_bar(
-        self, sample, tmp_path, monkeypatch, capsys
-    ):
-        """As in a live notebook; the bar takes the mean of all that is in the logs."""
-        monkeypatch.setattr("skinlesion.model.train.is_watched", lambda: True)
-        run = train(sample, tmp_path / "run", tiny(epochs=1, limit=14))
-        assert run.is_finished
-        assert "val_loss" in capsys.readouterr().out
-
-    def test_each_step_is_traced_once(self, tmp_path, monkeypatch):
+    def test_each_step_is_traced_once(self, fitted):
         """Python runs a step only while TensorFlow traces it."""
         if len(tf.config.list_logical_devices("GPU")) > 1:
             pytest.skip("with several GPUs, a step is traced for each")
-        traced, compute_loss = [], keras.Sequential.compute_loss
-
-        def count(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-            traced.append("training" if training else "validation")
-            return compute_loss(self, x, y, y_pred, sample_weight, training)
-
-        monkeypatch.setattr(keras.Sequential, "compute_loss", count)
-        fit(Run(tmp_path), tiny())
-        assert sorted(traced) == ["training", "validation"]
+        assert sorted(fitted[2]) == ["training", "validation"]
 
     def test_on_one_gpu_keras_would_choose_xla(self):
         """It has no kernel for rotation."""
@@ -457,7 +455,9 @@ class TestRunFolder:
         run = tmp_path / "run"
         shutil.copytree(evaluated_run, run)
         shutil.rmtree(run / "model")
-        train(sample, run, tiny_config)
+        begun = Run(run)
+        begin_run(begun, build_model(tiny_config, 7), sample, begun.split, tiny_config)
+        begun.lock.release()
         assert not list(run.glob("predictions_*.csv"))
         assert not (run / "evaluation").exists()
 
@@ -489,7 +489,8 @@ class TestIncompleteDataset:
         self, incomplete, tiny_config, tmp_path, capsys
     ):
         data, first, last = incomplete
-        run = train(data, Run(tmp_path / "run", allow_incomplete=True), tiny_config)
+        config = tiny_config.model_copy(update={"epochs": 0})
+        run = train(data, Run(tmp_path / "run", allow_incomplete=True), config)
         assert read_json(tmp_path / "run" / "incomplete.json") == {
             "rows without an image": [first],
             "images without a row": [last],
@@ -521,10 +522,10 @@ class TestQuarantine:
         self, damaged, tiny_config, tmp_path, capsys
     ):
         data, bad = damaged
-        folder = tmp_path / "run"
+        folder, config = tmp_path / "run", tiny_config.model_copy(update={"epochs": 0})
         with pytest.raises(InputError, match="images cannot be used"):
-            train(data, Run(folder, allow_incomplete=True), tiny_config)
-        run = train(data, folder, tiny_config, quarantine=True)  # in the folder of the failure
+            train(data, Run(folder, allow_incomplete=True), config)
+        run = train(data, folder, config, quarantine=True)  # in the folder of the failure
         assert read_json(run.folder / "quarantine.json") == bad
         named = set(pd.read_csv(data / METADATA_NAME)["image_id"])
         assert set(run.split["image_id"]) == named - set(bad)
@@ -533,17 +534,24 @@ class TestQuarantine:
         evaluate(run.folder)
 
     def test_a_split_file_may_name_them_and_the_same_call_continues(
-        self, sample, damaged, tiny_config, tmp_path
+        self, sample, damaged, tiny_config, tmp_path, monkeypatch
     ):
         data, bad = damaged
         write_split(sample, tmp_path / "splits.csv")
         given = {"splits": tmp_path / "splits.csv", "quarantine": True}
-        run = train(data, tmp_path / "run", tiny_config, **given, time_limit=1e-9)
+        config, run = tiny_config.model_copy(update={"epochs": 0}), Run(tmp_path / "run")
+
+        def interrupt(*arguments):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr("skinlesion.model.train.fit_linear_probe", interrupt)
+            train(data, run.folder, config, **given)
         assert not run.is_finished
         before = run.split
         assert len(before) == 81
         assert set(before["image_id"]).isdisjoint(bad)
-        train(data, run.folder, tiny_config, **given)
+        train(data, run.folder, config, **given)
         assert run.is_finished
         pd.testing.assert_frame_equal(run.split, before)
 
@@ -565,10 +573,14 @@ class TestWithoutNetwork:
     settings = make_config("default", **TINY | {"weights": "imagenet"}, epochs=1, limit=14)
 
     def test_the_sample_is_trained_from_random_weights_and_this_is_said(
-        self, sample, tmp_path, capsys
+        self, sample, tmp_path, monkeypatch, capsys
     ):
+        """Watched, as in a live notebook: the bar takes the mean of all that is in the logs."""
+        monkeypatch.setattr("skinlesion.model.train.is_watched", lambda: True)
         run = train(sample, tmp_path / "run", self.settings)
         said = capsys.readouterr().out
+        assert run.is_finished
+        assert "val_loss" in said  # of Keras' progress bar
         assert "could not be downloaded" in said
         assert "starts from random weights instead" in said
         assert SYNTHETIC_NOTE in said
@@ -589,7 +601,8 @@ class TestFindTrainedRun:
         with pytest.raises(InputError, match=r"03_train first .* train_if_missing = True"):
             find_trained_run(tmp_path / "run", sample, tiny_config)
         assert not (tmp_path / "run").exists()
-        run = find_trained_run(tmp_path / "run", sample, tiny_config, train_if_missing=True)
+        config = tiny_config.model_copy(update={"epochs": 0})
+        run = find_trained_run(tmp_path / "run", sample, config, train_if_missing=True)
         assert run.is_finished
 
 
