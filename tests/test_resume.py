@@ -326,13 +326,13 @@ def test_two_devices_train_as_one(tmp_path):
         assert two[column].to_numpy() == pytest.approx(one[column].to_numpy(), rel=3e-3)
 
 
-def test_two_devices_in_half_precision_continue_after_an_epoch(tmp_path):
-    """What two T4s do; the second epoch is trained again from the checkpoint of the first."""
+def test_two_devices_in_half_precision_are_restored(tmp_path):
+    """What two T4s do. The same call restores the last checkpoint, and no epoch is left."""
     first = train_on(2, tmp_path, "mixed_float16")
     assert np.isfinite(first["val_loss"]).all()
     state = json.loads((tmp_path / "checkpoints" / "state.json").read_text())
     assert len(state["rows"]) == 2
-    again = train_on(2, tmp_path, "mixed_float16")  # no epoch is left
+    again = train_on(2, tmp_path, "mixed_float16")
     pd.testing.assert_frame_equal(again, first)
 
 

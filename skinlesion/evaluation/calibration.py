@@ -177,8 +177,6 @@ def calibrate(
     Raises:
         InputError: the run is not trained, it was trained on another dataset, or as `read_costs`.
     """
-    from skinlesion.model.predictor import Predictor
-
     run = Run.find(run)
     table = None if costs in (None, "none") else read_costs(Path(costs), run.info)
     if run.info.calibration is not None:
@@ -187,6 +185,8 @@ def calibrate(
             return load_calibration(run)
         say(f"calibrate: figures of an earlier rule no longer hold: evaluate {run} again")
         return save_calibration(run, replace(load_calibration(run), costs=table))
+    from skinlesion.model.predictor import Predictor
+
     split = run.split
     rows = join_split(run.load_dataset(find_dataset(data or run.dataset)), split)
     train, validation = (rows[rows["split"] == part] for part in ("train", "validation"))
